@@ -1,0 +1,87 @@
+// ProgressBar: a live line for each epoch, with rate, remaining time and the values logged with prog_bar.
+#pragma once
+
+#include <fulmen/loop/context.hpp>
+#include <fulmen/terminal/bar.hpp>
+#include <fulmen/terminal/table.hpp>
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace fulmen {
+
+/// One line an epoch on a terminal, redrawn in place; a plain line an epoch elsewhere; nothing where
+/// Options::enable_progress_bar is off. Validation shows a line of its own while it runs. After validate and test, a
+/// table of what they came to.
+class ProgressBar {
+ public:
+  explicit ProgressBar(double refresh_hz = 10.0, std::FILE* out = stdout) : refresh_hz_(refresh_hz), out_(out) {}
+
+  void on_train_epoch_start(Context& ctx) {
+    const std::int64_t max_epochs = ctx.options().max_epochs;
+    begin(ctx, max_epochs > 0 && ctx.options().fast_dev_run == 0 ? fmt::format("Epoch {}/{}", ctx.epoch(), max_epochs - 1)
+                                                                 : fmt::format("Epoch {}", ctx.epoch()));
+  }
+  void on_train_batch_end(Context& ctx) { advance(ctx); }
+  void on_train_epoch_end(Context& ctx) { end(ctx, true); }
+
+  void on_validation_epoch_start(Context& ctx) { begin(ctx, ctx.sanity_checking() ? "Sanity check" : "Validation"); }
+  void on_validation_batch_end(Context& ctx) { advance(ctx); }
+  void on_validation_epoch_end(Context& ctx) { end(ctx, false); }
+  void on_validation_end(Context& ctx) {
+    if (ctx.stage() == Stage::validate) print_results(ctx, "Validate metric");
+  }
+
+  void on_test_epoch_start(Context& ctx) { begin(ctx, "Testing"); }
+  void on_test_batch_end(Context& ctx) { advance(ctx); }
+  void on_test_epoch_end(Context& ctx) { end(ctx, true); }
+  void on_test_end(Context& ctx) { print_results(ctx, "Test metric"); }
+
+  void on_predict_epoch_start(Context& ctx) { begin(ctx, "Predicting"); }
+  void on_predict_batch_end(Context& ctx) { advance(ctx); }
+  void on_predict_epoch_end(Context& ctx) { end(ctx, true); }
+
+  void on_exception(Context&) { bar_.reset(); }
+  void teardown(Context&) { bar_.reset(); }
+
+ private:
+  void begin(Context& ctx, const std::string& label) {
+    if (!ctx.options().enable_progress_bar) return;
+    if (!bar_) bar_.emplace(out_, terminal::detect(out_), refresh_hz_);
+    bar_->start(label, ctx.num_batches());
+  }
+  void advance(Context& ctx) {
+    if (bar_ && bar_->advance(ctx.batch_idx() + 1)) [[unlikely]] bar_->draw(fields(ctx));
+  }
+  void end(Context& ctx, bool keep) {
+    if (bar_) bar_->finish(fields(ctx), keep);
+  }
+
+  /// Fetched only when a line is drawn: reading a value may wait for the device.
+  static std::vector<terminal::Field> fields(Context& ctx) {
+    std::vector<terminal::Field> out;
+    for (const Metric& metric : ctx.metrics().progress_bar_metrics(ctx.phase())) out.push_back({metric.name, metric.value});
+    return out;
+  }
+
+  void print_results(Context& ctx, const char* title) {
+    if (!ctx.options().enable_progress_bar) return;
+    const Metrics results = ctx.metrics().results(ctx.phase());
+    if (results.empty()) return;
+    terminal::Table table({{title, terminal::Align::left, terminal::Style::cyan}, {"Value", terminal::Align::right}});
+    for (const Metric& metric : results) table.add_row({std::string(metric.name), fmt::format("{:.6g}", metric.value)});
+    std::fputs(table.render(terminal::detect(out_)).c_str(), out_);
+    std::fflush(out_);
+  }
+
+  double refresh_hz_;
+  std::FILE* out_;
+  std::optional<terminal::Bar> bar_;
+};
+
+}  // namespace fulmen

@@ -1,0 +1,127 @@
+// What a checkpoint holds, under Lightning's keys: collected from a Trainer's context, and put back into it.
+#pragma once
+
+#include <fulmen/checkpoint/archive.hpp>
+#include <fulmen/checkpoint/module_state.hpp>
+#include <fulmen/checkpoint/state.hpp>
+#include <fulmen/loop/plan.hpp>
+#include <fulmen/loop/trainer_context.hpp>
+
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <filesystem>
+#include <mutex>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace fulmen::detail {
+
+inline at::Tensor generator_state() {
+  auto generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard lock(generator.mutex());
+  return generator.get_state();
+}
+
+inline void set_generator_state(const at::Tensor& state) {
+  auto generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard lock(generator.mutex());
+  generator.set_state(state);
+}
+
+/// Callbacks with state_dict() and load_state_dict(state) have their state saved under their type's name.
+template <class C>
+concept Stateful = requires(C& callback, const State& state) {
+  { callback.state_dict() } -> std::convertible_to<State>;
+  callback.load_state_dict(state);
+};
+
+template <class Ctx>
+State collect_checkpoint(Ctx& ctx) {
+  State all("checkpoint");
+  all.set("epoch", ctx.epoch());
+  all.set("global_step", ctx.global_step());
+  all.set("epochs_completed", ctx.epochs_completed());
+  all.set("state_dict", module_state(ctx.module()));
+  std::vector<State> optimizers, schedulers;
+  if (ctx.bound()) {
+    std::apply([&](auto&... o) { (optimizers.push_back(o.state_dict()), ...); }, ctx.optimizers());
+    std::apply([&](auto&... s) { (schedulers.push_back(s.state_dict()), ...); }, ctx.schedulers());
+  }
+  all.set("optimizer_states", optimizers);
+  all.set("lr_schedulers", schedulers);
+  State callbacks;
+  std::apply(
+      [&](auto&... callback) {
+        (
+            [&] {
+              using C = std::remove_cvref_t<decltype(callback)>;
+              if constexpr (Stateful<C>) callbacks.set(type_name<C>(), State(callback.state_dict()));
+            }(),
+            ...);
+      },
+      ctx.callbacks());
+  all.set("callbacks", callbacks);
+  all.set("rng_state", generator_state());
+  ctx.template tell_all<hooks::on_save_checkpoint>(all);
+  return all;
+}
+
+template <class Ctx>
+void save_checkpoint(Ctx& ctx, const std::filesystem::path& path) {
+  checkpoint::write(path, collect_checkpoint(ctx));
+}
+
+template <class Ctx>
+void restore_checkpoint(Ctx& ctx, const State& all) {
+  const auto load_each = [](auto& tuple, const std::vector<State>& states, const char* what) {
+    using Tuple = std::remove_cvref_t<decltype(tuple)>;
+    if (states.empty()) return;  // saved before fit: there was nothing to save
+    if (states.size() != std::tuple_size_v<Tuple>) {
+      fail("it has {} {}, expected {} as this Trainer has", states.size(), what, std::tuple_size_v<Tuple>);
+    }
+    [&]<std::size_t... I>(std::index_sequence<I...>) {
+      (std::get<I>(tuple).load_state_dict(states[I]), ...);
+    }(std::make_index_sequence<std::tuple_size_v<Tuple>>{});
+  };
+  load_module_state(ctx.module(), all.get<State>("state_dict"));
+  load_each(ctx.optimizers(), all.get<std::vector<State>>("optimizer_states"), "optimizer states");
+  load_each(ctx.schedulers(), all.get<std::vector<State>>("lr_schedulers"), "scheduler states");
+  const State callbacks = all.get<State>("callbacks");
+  std::apply(
+      [&](auto&... callback) {
+        (
+            [&] {
+              using C = std::remove_cvref_t<decltype(callback)>;
+              if constexpr (Stateful<C>) {
+                if (callbacks.contains(type_name<C>())) callback.load_state_dict(callbacks.get<State>(type_name<C>()));
+              }
+            }(),
+            ...);
+      },
+      ctx.callbacks());
+  const at::Tensor rng = all.get<at::Tensor>("rng_state");
+  LoopAccess::global_step(ctx) = all.get<std::int64_t>("global_step");
+  LoopAccess::epoch(ctx) = all.get<std::int64_t>("epochs_completed");
+  set_generator_state(rng);
+}
+
+template <class Ctx>
+void load_checkpoint(Ctx& ctx, const std::filesystem::path& path) {
+  State all(checkpoint::read(path), "checkpoint '" + path.string() + "'");
+  ctx.bind();
+  ctx.template tell_all<hooks::on_load_checkpoint>(all);
+  // Module and generator are restored in place; a copy of what they were undoes a load that fails half-way.
+  State before = collect_checkpoint(ctx);
+  const State weights = before.get<State>("state_dict");
+  for (const std::string& key : weights.keys()) State(weights).set(key, weights.get<at::Tensor>(key).clone());
+  try {
+    restore_checkpoint(ctx, all);
+  } catch (const std::exception& exception) {
+    const std::string message = exception.what();
+    restore_checkpoint(ctx, before);
+    fail("cannot load checkpoint '{}': {}", path.string(), message);
+  }
+}
+
+}  // namespace fulmen::detail

@@ -1,0 +1,72 @@
+// What a loader is: any range of batches. Pointers to one (as torch::data makes them) and a single tensor serve as well.
+#pragma once
+
+#include <fulmen/data/batch.hpp>
+#include <fulmen/error.hpp>
+#include <fulmen/none.hpp>
+
+#include <array>
+#include <concepts>
+#include <cstdint>
+#include <optional>
+#include <type_traits>
+#include <utility>
+
+namespace fulmen {
+
+/// Anything a range-for loop can walk, each item a batch. With a `size()` (the number of batches) the loop can show how
+/// far it is and take fractions of it.
+template <class L>
+concept Loader = requires(L& loader) {
+  { loader.begin() != loader.end() } -> std::convertible_to<bool>;
+  ++std::declval<decltype(loader.begin())&>();
+  *loader.begin();
+};
+
+namespace detail {
+
+template <class L>
+concept LoaderPointer = !Loader<L> && requires(L& pointer) {
+  requires Loader<std::remove_reference_t<decltype(*pointer)>>;
+  static_cast<bool>(pointer);
+};
+
+}  // namespace detail
+
+/// What fit, validate, test and predict accept as a loader.
+template <class L>
+concept LoaderArgument = Loader<std::remove_reference_t<L>> || detail::LoaderPointer<std::remove_reference_t<L>> ||
+                         detail::TensorLike<L>;
+
+namespace detail {
+
+/// The range behind a loader argument. @throws std::invalid_argument for a null pointer.
+template <class L>
+decltype(auto) loader_of(L& argument, const char* called) {
+  static_assert(LoaderArgument<L>, "fulmen: a loader must be a range of batches, a pointer to one, or a tensor");
+  if constexpr (TensorLike<L>) {
+    return std::array<at::Tensor, 1>{argument};
+  } else if constexpr (LoaderPointer<L>) {
+    if (!argument) fail<std::invalid_argument>("{}: the loader is a null pointer, expected a range of batches", called);
+    return *argument;
+  } else {
+    return (argument);
+  }
+}
+
+/// The number of batches, where the loader knows it.
+template <class L>
+std::optional<std::int64_t> loader_size(const L& loader) {
+  if constexpr (requires { { loader.size() } -> std::convertible_to<std::int64_t>; }) {
+    return static_cast<std::int64_t>(loader.size());
+  } else {
+    return std::nullopt;
+  }
+}
+
+template <class L>
+using BatchOf = std::remove_cvref_t<decltype(*std::declval<L&>().begin())>;
+
+}  // namespace detail
+
+}  // namespace fulmen

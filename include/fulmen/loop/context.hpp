@@ -1,0 +1,113 @@
+// What every step and hook is given: where the run stands, the log, and the request to stop. A plain class.
+#pragma once
+
+#include <fulmen/loop/log.hpp>
+#include <fulmen/loop/options.hpp>
+#include <fulmen/loop/stage.hpp>
+
+#include <c10/core/Device.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+namespace fulmen {
+
+namespace detail {
+struct LoopAccess;
+}
+
+/// The part of the context that does not depend on the Trainer's type, so that code in a .cpp file can name it.
+/// Hooks that want the module, the optimizers or the callbacks take `auto& ctx` and get the TrainerContext behind it.
+class Context {
+ public:
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+
+  const Options& options() const { return options_; }
+  Stage stage() const { return stage_; }
+  Phase phase() const { return phase_; }
+  bool sanity_checking() const { return phase_ == Phase::sanity_check; }
+
+  /// Index of the running epoch, from 0; between stages, the number of epochs done.
+  std::int64_t epoch() const { return epoch_; }
+  /// Epochs finished: differs from epoch() in the hooks at an epoch's end, where the epoch is over but still the running one.
+  std::int64_t epochs_completed() const { return epoch_ + (epoch_over_ ? 1 : 0); }
+  /// Optimizer steps done since the Trainer was made.
+  std::int64_t global_step() const { return global_step_; }
+  /// Index of the running batch in its loader, from 0.
+  std::int64_t batch_idx() const { return batch_idx_; }
+  /// Batches that the running phase will see, if its loader has a size.
+  std::optional<std::int64_t> num_batches() const { return num_batches_; }
+  /// Samples in the running batch.
+  std::int64_t batch_size() const { return batch_size_; }
+  at::Device device() const { return device_; }
+
+  /// Logs a number or a one-element tensor under a literal name. Costs a look-up; a tensor is not waited for.
+  void log(LogName name, double value, const LogOptions& options = {}) {
+    metrics_.log(name, value, options, log_phase(), by_step_, by_step_ || in_batch_ ? batch_size_ : 1);
+  }
+  void log(LogName name, const at::Tensor& value, const LogOptions& options = {}) {
+    metrics_.log(name, value, options, log_phase(), by_step_, by_step_ || in_batch_ ? batch_size_ : 1);
+  }
+  /// All logged values. Reading one may wait for the device.
+  MetricStore& metrics() { return metrics_; }
+
+  /// Ends fit after the running batch, once min_epochs and min_steps are reached.
+  void request_stop() { should_stop_ = true; }
+  bool should_stop() const { return should_stop_; }
+  /// Whether Ctrl-C ended the run.
+  bool interrupted() const { return interrupted_; }
+
+  /// The folder of this run (`runs/<name>/version_N`), made on first use; empty where nothing is to be written.
+  /// @throws std::runtime_error naming the folder if it cannot be made.
+  const std::filesystem::path& run_dir() {
+    if (run_dir_.empty() && writes_files()) make_run_dir();
+    return run_dir_;
+  }
+  bool writes_files() const { return options_.fast_dev_run == 0; }
+
+ protected:
+  explicit Context(Options options) : options_(std::move(options)) { validate(options_); }
+  ~Context() = default;
+
+ private:
+  friend struct detail::LoopAccess;
+
+  // The sanity check logs to nobody; what it logs is kept apart so that validation starts clean.
+  Phase log_phase() const { return phase_; }
+
+  void make_run_dir() {
+    const std::filesystem::path parent = options_.default_root_dir / options_.name;
+    std::error_code error;
+    std::filesystem::create_directories(parent, error);
+    for (int version = 0; !error; ++version) {
+      std::filesystem::path dir = parent / ("version_" + std::to_string(version));
+      // create_directory answers false for one that exists, so two runs that start at once get two folders.
+      if (std::filesystem::create_directory(dir, error)) {
+        run_dir_ = std::move(dir);
+        return;
+      }
+      if (error && std::filesystem::is_directory(dir)) error.clear();
+    }
+    fail("cannot make a run folder in '{}': {}; set Options::default_root_dir to a folder that can be written",
+         parent.string(), error.message());
+  }
+
+  Options options_;
+  MetricStore metrics_;
+  Stage stage_ = Stage::idle;
+  Phase phase_ = Phase::idle;
+  bool by_step_ = false;   // inside a training batch
+  bool in_batch_ = false;  // inside an evaluation batch
+  bool should_stop_ = false;
+  bool interrupted_ = false;
+  bool epoch_over_ = false;
+  std::int64_t epoch_ = 0, global_step_ = 0, batch_idx_ = 0, batch_size_ = 1;
+  std::optional<std::int64_t> num_batches_;
+  at::Device device_ = at::kCPU;
+  std::filesystem::path run_dir_;
+};
+
+}  // namespace fulmen

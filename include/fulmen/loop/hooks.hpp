@@ -1,0 +1,190 @@
+// The one list of steps and hooks. Detection, call order, diagnostics, the plan and the table in the docs come from it.
+#pragma once
+
+#include <fulmen/loop/stage.hpp>
+
+#include <array>
+#include <cstddef>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+/// Every step and hook, in the order in which it first runs: HOOK(name, kind, stages, (arguments), documentation).
+///
+/// A participant (callback, module) answers a hook by having a member of its name. The member may take any leading
+/// part of the arguments: `on_train_batch_end(ctx)` is as good as `on_train_batch_end(ctx, outputs, batch, batch_idx)`.
+/// A step takes `batch`, or `ctx, batch`, or `ctx, batch, batch_idx`. Names and order are Lightning 2's.
+#define FULMEN_HOOKS(HOOK)                                                                                             \
+  HOOK(setup, hook, in_all, (ctx), "before anything else; parameters made here are seen by the optimizers")            \
+  HOOK(on_fit_start, hook, in_fit, (ctx), "fit begins; optimizers and schedulers are bound")                           \
+  HOOK(on_sanity_check_start, hook, in_fit, (ctx), "before the short validation run that precedes training")           \
+  HOOK(on_sanity_check_end, hook, in_fit, (ctx), "after it")                                                           \
+  HOOK(on_train_start, hook, in_fit, (ctx), "before the first epoch")                                                  \
+  HOOK(on_train_epoch_start, hook, in_fit, (ctx), "an epoch begins")                                                   \
+  HOOK(on_train_batch_start, hook, in_fit, (ctx, batch, batch_idx), "a batch is on the device, nothing done with it")  \
+  HOOK(training_step, step, in_fit, (ctx, batch, batch_idx), "forward pass and loss")                                  \
+  HOOK(on_before_zero_grad, hook, in_fit, (ctx), "before the gradients of the last step are dropped")                  \
+  HOOK(on_before_backward, hook, in_fit, (ctx, loss), "before loss.backward()")                                        \
+  HOOK(on_after_backward, hook, in_fit, (ctx), "gradients are there, unclipped")                                       \
+  HOOK(on_before_optimizer_step, hook, in_fit, (ctx, optimizer), "gradients are complete; clipping and the step come next")    \
+  HOOK(on_train_batch_end, hook, in_fit, (ctx, outputs, batch, batch_idx), "the batch is done")                        \
+  HOOK(on_validation_start, hook, in_fit | in_validate, (ctx), "a validation run begins; the module is in eval mode")  \
+  HOOK(on_validation_epoch_start, hook, in_fit | in_validate, (ctx), "its pass over the loader begins")                \
+  HOOK(on_validation_batch_start, hook, in_fit | in_validate, (ctx, batch, batch_idx), "before a batch")               \
+  HOOK(validation_step, step, in_fit | in_validate, (ctx, batch, batch_idx), "what to do with a validation batch")     \
+  HOOK(on_validation_batch_end, hook, in_fit | in_validate, (ctx, outputs, batch, batch_idx), "after a batch")         \
+  HOOK(on_validation_epoch_end, hook, in_fit | in_validate, (ctx), "last chance to log values of this run")            \
+  HOOK(on_validation_end, hook, in_fit | in_validate, (ctx), "the run is over, its metrics can be read")               \
+  HOOK(on_train_epoch_end, hook, in_fit, (ctx), "the epoch is over; callbacks that save come last")                    \
+  HOOK(on_train_end, hook, in_fit, (ctx), "after the last epoch")                                                      \
+  HOOK(on_fit_end, hook, in_fit, (ctx), "fit is over")                                                                 \
+  HOOK(on_test_start, hook, in_test, (ctx), "a test run begins; the module is in eval mode")                           \
+  HOOK(on_test_epoch_start, hook, in_test, (ctx), "its pass over the loader begins")                                   \
+  HOOK(on_test_batch_start, hook, in_test, (ctx, batch, batch_idx), "before a batch")                                  \
+  HOOK(test_step, step, in_test, (ctx, batch, batch_idx), "what to do with a test batch")                              \
+  HOOK(on_test_batch_end, hook, in_test, (ctx, outputs, batch, batch_idx), "after a batch")                            \
+  HOOK(on_test_epoch_end, hook, in_test, (ctx), "last chance to log values of this run")                               \
+  HOOK(on_test_end, hook, in_test, (ctx), "the run is over, its metrics can be read")                                  \
+  HOOK(on_predict_start, hook, in_predict, (ctx), "a predict run begins; the module is in eval mode")                  \
+  HOOK(on_predict_epoch_start, hook, in_predict, (ctx), "its pass over the loader begins")                             \
+  HOOK(on_predict_batch_start, hook, in_predict, (ctx, batch, batch_idx), "before a batch")                            \
+  HOOK(predict_step, step, in_predict, (ctx, batch, batch_idx), "the prediction for a batch")                          \
+  HOOK(on_predict_batch_end, hook, in_predict, (ctx, outputs, batch, batch_idx), "after a batch")                      \
+  HOOK(on_predict_epoch_end, hook, in_predict, (ctx), "the pass is over")                                              \
+  HOOK(on_predict_end, hook, in_predict, (ctx), "the run is over")                                                     \
+  HOOK(inference_step, step, in_all, (ctx, batch, batch_idx), "the prediction that evaluation steps share")            \
+  HOOK(on_exception, hook, in_all, (ctx, exception), "an exception or Ctrl-C ends the stage; it goes on afterwards")   \
+  HOOK(on_save_checkpoint, hook, in_all, (ctx, checkpoint), "a checkpoint is about to be written; add to it")          \
+  HOOK(on_load_checkpoint, hook, in_all, (ctx, checkpoint), "a checkpoint was read, nothing restored from it yet")     \
+  HOOK(teardown, hook, in_all, (ctx), "after everything else of a stage, also when Ctrl-C ended it")
+
+namespace fulmen {
+
+/// Whether an entry of the list is a step (one participant does the work) or a hook (everybody is told).
+enum class HookKind : std::uint8_t { hook, step };
+
+namespace hooks {
+
+// The words in which signatures are written. They are types only so that a compiler's message can show a signature.
+struct ctx;
+struct batch;
+struct batch_idx;
+struct loss;
+struct outputs;
+struct optimizer;
+struct exception;
+struct checkpoint;
+
+#define FULMEN_DECLARE_HOOK(NAME, KIND, STAGES, ARGUMENTS, DOC)                                          \
+  struct NAME {                                                                                          \
+    static constexpr std::string_view name = #NAME, signature = #NAME #ARGUMENTS, doc = DOC;             \
+    static constexpr HookKind kind = HookKind::KIND;                                                     \
+    static constexpr Stages stages = STAGES;                                                             \
+    using Expected = void ARGUMENTS;                                                                     \
+    struct Named {                                                                                       \
+      int NAME;                                                                                          \
+    };                                                                                                   \
+    template <class Probe>                                                                               \
+    static constexpr bool unambiguous_in = requires { &Probe::NAME; };                                   \
+    template <class P, class... Args>                                                                    \
+    static constexpr bool takes = requires(P& participant, Args&... args) { participant.NAME(args...); }; \
+    template <class P, class... Args>                                                                    \
+    static constexpr decltype(auto) call(P& participant, Args&... args) {                                \
+      return participant.NAME(args...);                                                                  \
+    }                                                                                                    \
+  };
+FULMEN_HOOKS(FULMEN_DECLARE_HOOK)
+#undef FULMEN_DECLARE_HOOK
+
+#define FULMEN_LIST_HOOK(NAME, ...) , NAME
+/// The list as a type; the leading void only serves the comma.
+template <class, class... Hooks>
+struct ListOf {
+  using type = std::tuple<Hooks...>;
+};
+using List = ListOf<void FULMEN_HOOKS(FULMEN_LIST_HOOK)>::type;
+#undef FULMEN_LIST_HOOK
+
+inline constexpr std::size_t count = std::tuple_size_v<List>;
+
+}  // namespace hooks
+
+namespace detail {
+
+/// Naming a member that both bases have is ambiguous: so `&Probe::name` fails just when P has a member of that name,
+/// whatever its kind, overloads, templates or access.
+template <class Hook, class P>
+struct Probe : P, Hook::Named {};
+
+template <class Hook, class P>
+consteval bool names() {
+  // A final class cannot be probed; there an overloaded or templated member is found only if it can be called.
+  if constexpr (std::is_final_v<P>) {
+    return Hook::template unambiguous_in<P>;
+  } else {
+    return !Hook::template unambiguous_in<Probe<Hook, P>>;
+  }
+}
+
+}  // namespace detail
+
+/// The compile error for a member that has a hook's name but cannot be called with any leading part of its arguments.
+/// It is a deleted function so that compilers print participant, hook and expected signature on one line.
+template <class Participant, class Hook, class Expected>
+void this_member_has_the_name_of_a_hook_but_cannot_be_called_with_its_arguments() = delete;
+
+namespace detail {
+
+/// How many of `Args` (the longest leading part that fits) the participant's member takes; -1 if it takes none of them.
+template <class Hook, class P, class... Args>
+struct Arity {
+  template <std::size_t... I>
+  static consteval bool fits(std::index_sequence<I...>) {
+    return Hook::template takes<P, std::tuple_element_t<I, std::tuple<Args...>>...>;
+  }
+  template <std::size_t N = sizeof...(Args)>
+  static consteval int find() {
+    if constexpr (fits(std::make_index_sequence<N>{})) {
+      return static_cast<int>(N);
+    } else if constexpr (N > 0) {
+      return find<N - 1>();
+    } else {
+      return -1;
+    }
+  }
+  static constexpr int value = find();
+};
+
+template <class Hook, int N, class P, class... Args>
+constexpr decltype(auto) call_leading(P& participant, Args&... args) {
+  return [&]<std::size_t... I>(std::index_sequence<I...>) -> decltype(auto) {
+    if constexpr (N == sizeof...(Args)) {
+      return Hook::call(participant, args...);
+    } else {
+      auto all = std::tie(args...);
+      return Hook::call(participant, std::get<I>(all)...);
+    }
+  }(std::make_index_sequence<static_cast<std::size_t>(N)>{});
+}
+
+}  // namespace detail
+
+/// Whether participant P has a member of the hook's name. Needs no argument types, so the plan can ask it.
+template <class Hook, class P>
+inline constexpr bool answers = detail::names<Hook, std::remove_cvref_t<P>>();
+
+/// Calls the participant's member if it has one; nothing at all is generated if it has not. A near miss does not compile.
+template <class Hook, class P, class... Args>
+[[gnu::always_inline]] inline void tell(P& participant, Args&... args) {
+  if constexpr (answers<Hook, P> || (std::is_final_v<P> && detail::Arity<Hook, P, Args...>::value >= 0)) {
+    constexpr int arity = detail::Arity<Hook, P, Args...>::value;
+    if constexpr (arity >= 0) {
+      detail::call_leading<Hook, arity>(participant, args...);
+    } else {
+      this_member_has_the_name_of_a_hook_but_cannot_be_called_with_its_arguments<P, Hook, typename Hook::Expected>();
+    }
+  }
+}
+
+}  // namespace fulmen

@@ -1,0 +1,361 @@
+// What ctx.log writes to: values by name, kept where they are and reduced when somebody reads them.
+#pragma once
+
+#include <fulmen/error.hpp>
+#include <fulmen/loop/stage.hpp>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace fulmen {
+
+namespace detail {
+/// FNV-1a, 64 bits.
+constexpr std::uint64_t hash_name(std::string_view text) {
+  std::uint64_t hash = 0xcbf29ce484222325u;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  return hash;
+}
+}  // namespace detail
+
+/// The name of a logged value. A literal is hashed at compile time; a name made at run time is asked for explicitly:
+/// `ctx.log(fulmen::runtime_name(s), value)`, so that a hash in the hot loop is never an accident.
+class LogName {
+ public:
+  template <std::size_t N>
+  consteval LogName(const char (&literal)[N]) : text_(literal, N - 1), hash_(detail::hash_name(text_)) {}
+
+  constexpr std::string_view text() const { return text_; }
+  constexpr std::uint64_t hash() const { return hash_; }
+
+ private:
+  constexpr explicit LogName(std::string_view text) : text_(text), hash_(detail::hash_name(text)) {}
+  friend constexpr LogName runtime_name(std::string_view text);
+
+  std::string_view text_;
+  std::uint64_t hash_;
+};
+
+constexpr LogName runtime_name(std::string_view text) { return LogName(text); }
+
+/// How the values of an epoch become one.
+enum class Reduce : std::uint8_t { mean, sum, min, max };
+
+/// Lightning's arguments of `log`. Unset on_step/on_epoch follow the hook: a training batch logs on_step, all else on_epoch.
+struct LogOptions {
+  bool prog_bar = false;
+  bool logger = true;
+  std::optional<bool> on_step{};
+  std::optional<bool> on_epoch{};
+  Reduce reduce = Reduce::mean;
+  std::int64_t batch_size = 0;  ///< the weight of this value in the epoch's mean; 0: the batch's own size
+};
+
+/// A value that can be read: what loggers, progress bars and callbacks get to see.
+struct Metric {
+  std::string_view name;
+  double value;
+};
+using Metrics = std::vector<Metric>;
+
+namespace detail {
+
+/// Reads a one-element tensor. On the CPU that is a load; elsewhere it waits for the device.
+inline double read_scalar(const at::Tensor& tensor) {
+  if (tensor.is_cpu()) {
+    if (tensor.scalar_type() == at::kFloat) return static_cast<double>(*tensor.const_data_ptr<float>());
+    if (tensor.scalar_type() == at::kDouble) return *tensor.const_data_ptr<double>();
+  }
+  return tensor.item().toDouble();
+}
+
+/// Values that are still on a device, with their weights. Folded there, so that memory stays bounded in a long epoch
+/// and the host waits for the device only when the value is read.
+class DeviceValues {
+ public:
+  void add(const at::Tensor& value, double weight, Reduce reduce) {
+    values_.push_back(value.detach());
+    weights_.push_back(weight);
+    if (values_.size() >= 64) fold(reduce);
+  }
+  bool empty() const { return values_.empty(); }
+  at::Tensor last() const { return values_.back(); }
+  void clear() { values_.clear(), weights_.clear(); }
+  /// The sum of value × weight for the mean, else the sum, minimum or maximum. Waits for the device.
+  double read(Reduce reduce) {
+    fold(reduce);
+    return read_scalar(values_.front());
+  }
+
+ private:
+  void fold(Reduce reduce) {
+    if (values_.size() < 2 && !(reduce == Reduce::mean && weights_.front() != 1.0)) return;
+    at::Tensor all = at::stack(values_).to(at::kDouble);
+    if (reduce == Reduce::mean) all = all.mul(at::tensor(weights_, at::TensorOptions(at::kDouble)).to(all.device()));
+    at::Tensor one = reduce == Reduce::min ? all.min() : reduce == Reduce::max ? all.max() : all.sum();
+    values_.assign(1, std::move(one));
+    weights_.assign(1, 1.0);
+  }
+
+  std::vector<at::Tensor> values_;
+  std::vector<double> weights_;
+};
+
+}  // namespace detail
+
+/// All logged values of a Trainer. A slot is found by the hash of its name and the phase that logs it.
+class MetricStore {
+ public:
+  /// @param by_step whether the caller is a training batch (decides unset on_step/on_epoch)
+  /// @param weight  the batch size, used where the options give none
+  void log(LogName name, double value, const LogOptions& options, Phase phase, bool by_step, std::int64_t weight) {
+    Slot& slot = slot_for(name, options, phase, by_step);
+    slot.last = value;
+    if (slot.on_epoch) accumulate(slot, value, weight_of(options, weight));
+    slot.fresh_step = slot.fresh_epoch = true;
+    slot.last_on_device = false;
+  }
+
+  /// @throws std::invalid_argument if the tensor does not have exactly one element.
+  void log(LogName name, const at::Tensor& value, const LogOptions& options, Phase phase, bool by_step,
+           std::int64_t weight) {
+    if (!value.defined() || value.numel() != 1) {
+      fail<std::invalid_argument>("log(\"{}\"): expected a number or a tensor of one element, got {}", name.text(),
+                                  value.defined() ? "a tensor of " + std::to_string(value.numel()) + " elements"
+                                                  : std::string("an undefined tensor"));
+    }
+    if (value.is_cpu()) return log(name, detail::read_scalar(value), options, phase, by_step, weight);
+    log_deferred(name, value, options, phase, by_step, weight);
+  }
+
+  /// The path of a tensor that lives on a device: nothing is read until somebody asks.
+  void log_deferred(LogName name, const at::Tensor& value, const LogOptions& options, Phase phase, bool by_step,
+                    std::int64_t weight) {
+    Slot& slot = slot_for(name, options, phase, by_step);
+    slot.last_tensor = value.detach();
+    slot.last_on_device = true;
+    if (slot.on_epoch) {
+      const double w = weight_of(options, weight);
+      slot.device.add(value, w, slot.reduce);
+      slot.weight += w;
+    }
+    slot.fresh_step = slot.fresh_epoch = true;
+  }
+
+  /// Forgets what a phase has accumulated. The values of its last run can still be found by name.
+  void begin_epoch(Phase phase) {
+    for (Slot& slot : slots_) {
+      if (slot.phase == phase) slot.reset();
+    }
+  }
+
+  /// Drops a phase's slots altogether: what the sanity check logged is nobody's business afterwards.
+  void forget(Phase phase) {
+    std::erase_if(slots_, [&](const Slot& slot) { return slot.phase == phase; });
+    std::fill(index_.begin(), index_.end(), -1);
+    for (std::size_t i = 0; i < slots_.size(); ++i) place(i);
+  }
+
+  /// The values that training batches logged since the last call, for the loggers.
+  Metrics take_step_metrics(Phase phase) {
+    Metrics out;
+    for (Slot& slot : slots_) {
+      if (slot.phase != phase || !slot.on_step || !slot.logger || !slot.fresh_step) continue;
+      slot.fresh_step = false;
+      out.push_back({slot.step_name(), slot.read_last()});
+    }
+    return out;
+  }
+
+  /// Reduces what a phase logged on_epoch, makes it readable by name, and returns it.
+  /// @param for_logger only what goes to the loggers
+  Metrics end_epoch(Phase phase) {
+    Metrics out;
+    for (Slot& slot : slots_) {
+      if (slot.phase != phase || !slot.on_epoch || !slot.fresh_epoch) continue;
+      slot.epoch_value = slot.read_epoch();
+      slot.has_epoch_value = true;
+      slot.fresh_epoch = false;
+      if (slot.logger) out.push_back({slot.epoch_name(), slot.epoch_value});
+    }
+    return out;
+  }
+
+  /// Values marked prog_bar: the running one of a training batch, the finished one of anything else.
+  Metrics progress_bar_metrics() { return collect(/*prog_bar_only=*/true); }
+  /// The same for one phase; of an epoch that still runs, the value so far.
+  Metrics progress_bar_metrics(Phase phase) {
+    Metrics out;
+    for (Slot& slot : slots_) {
+      if (!slot.prog_bar) continue;
+      if (slot.phase == phase && slot.on_epoch && !slot.on_step && slot.fresh_epoch) {
+        out.push_back({slot.name, slot.read_epoch()});
+      } else if (slot.phase == phase || phase == Phase::train) {
+        slot.append_to(out);
+      }
+    }
+    return out;
+  }
+
+  /// Everything that has a value now: what callbacks monitor. Names with a fork appear as name_step and name_epoch, too.
+  Metrics callback_metrics() { return collect(/*prog_bar_only=*/false); }
+
+  /// The current value of a name (`loss`, or `loss_step`/`loss_epoch` where it was logged both ways).
+  std::optional<double> find(std::string_view name) {
+    std::optional<double> found;
+    for (Slot& slot : slots_) {
+      if (name == slot.name || (slot.on_step && slot.on_epoch && (name == slot.names[0] || name == slot.names[1]))) {
+        const bool want_step = slot.on_step && (!slot.has_epoch_value || (slot.on_epoch && name == slot.names[0]));
+        if (want_step && slot.has_last()) found = slot.read_last();
+        if (!want_step && slot.has_epoch_value) found = slot.epoch_value;
+      }
+    }
+    return found;
+  }
+
+  /// What a phase's last run came to, in the order of logging.
+  Metrics results(Phase phase) const {
+    Metrics out;
+    for (const Slot& slot : slots_) {
+      if (slot.phase == phase && slot.has_epoch_value) out.push_back({slot.epoch_name(), slot.epoch_value});
+    }
+    return out;
+  }
+
+ private:
+  struct Slot {
+    std::uint64_t key;
+    std::string name;
+    std::string names[2];  // name_step, name_epoch; empty where there is no fork
+    Phase phase;
+    Reduce reduce;
+    bool on_step, on_epoch, prog_bar, logger;
+    bool fresh_step = false, fresh_epoch = false, has_epoch_value = false, last_on_device = false;
+    double last = std::numeric_limits<double>::quiet_NaN(), epoch_value = last;
+    double accumulated = 0, weight = 0;
+    at::Tensor last_tensor;
+    detail::DeviceValues device;
+
+    std::string_view step_name() const { return on_epoch ? names[0] : name; }
+    std::string_view epoch_name() const { return on_step ? names[1] : name; }
+    bool has_last() const { return last_on_device || last == last || fresh_step; }
+    void append_to(Metrics& out) {
+      if (on_step && has_last()) out.push_back({step_name(), read_last()});
+      if (on_epoch && has_epoch_value) out.push_back({epoch_name(), epoch_value});
+    }
+    double read_last() {
+      if (last_on_device) {
+        last = detail::read_scalar(last_tensor);
+        last_on_device = false;
+      }
+      return last;
+    }
+    double read_epoch() {
+      if (!device.empty()) {
+        const double value = device.read(reduce);
+        device.clear();
+        if (reduce == Reduce::min) accumulated = std::min(accumulated, value);
+        else if (reduce == Reduce::max) accumulated = std::max(accumulated, value);
+        else accumulated += value;
+      }
+      return reduce == Reduce::mean ? accumulated / weight : accumulated;
+    }
+    void reset() {
+      fresh_step = fresh_epoch = false;
+      weight = 0;
+      accumulated = reduce == Reduce::min   ? std::numeric_limits<double>::infinity()
+                    : reduce == Reduce::max ? -std::numeric_limits<double>::infinity()
+                                            : 0;
+      device.clear();
+    }
+  };
+
+  static double weight_of(const LogOptions& options, std::int64_t weight) {
+    return static_cast<double>(options.batch_size > 0 ? options.batch_size : weight);
+  }
+
+  static void accumulate(Slot& slot, double value, double weight) {
+    switch (slot.reduce) {
+      case Reduce::mean:
+        slot.accumulated += value * weight;
+        slot.weight += weight;
+        break;
+      case Reduce::sum: slot.accumulated += value; break;
+      case Reduce::min: slot.accumulated = std::min(slot.accumulated, value); break;
+      case Reduce::max: slot.accumulated = std::max(slot.accumulated, value); break;
+    }
+  }
+
+  Slot& slot_for(LogName name, const LogOptions& options, Phase phase, bool by_step) {
+    const std::uint64_t key = name.hash() + static_cast<std::uint64_t>(phase) * 0x9e3779b97f4a7c15u;
+    const std::size_t mask = index_.size() - 1;
+    for (std::size_t at = key & mask; !index_.empty(); at = (at + 1) & mask) {
+      const std::int32_t i = index_[at];
+      if (i < 0) break;
+      Slot& slot = slots_[static_cast<std::size_t>(i)];
+      if (slot.key == key && slot.name.size() == name.text().size()) [[likely]] return slot;
+    }
+    return insert(key, name, options, phase, by_step);
+  }
+
+  [[gnu::cold, gnu::noinline]] Slot& insert(std::uint64_t key, LogName name, const LogOptions& options, Phase phase,
+                                            bool by_step) {
+    const bool on_step = options.on_step.value_or(by_step), on_epoch = options.on_epoch.value_or(!by_step);
+    if (name.text().empty()) fail<std::invalid_argument>("log(\"\"): expected a name");
+    if (!on_step && !on_epoch) {
+      fail<std::invalid_argument>("log(\"{}\"): neither on_step nor on_epoch, so the value would never be read",
+                                  name.text());
+    }
+    Slot slot{};
+    slot.key = key;
+    slot.name = name.text();
+    slot.phase = phase;
+    slot.reduce = options.reduce;
+    slot.on_step = on_step;
+    slot.on_epoch = on_epoch;
+    slot.prog_bar = options.prog_bar;
+    slot.logger = options.logger;
+    if (on_step && on_epoch) slot.names[0] = slot.name + "_step", slot.names[1] = slot.name + "_epoch";
+    slot.reset();
+    slots_.push_back(std::move(slot));
+    if (slots_.size() * 2 > index_.size()) {
+      index_.assign(std::max<std::size_t>(32, index_.size() * 2), -1);
+      for (std::size_t i = 0; i < slots_.size(); ++i) place(i);
+    } else {
+      place(slots_.size() - 1);
+    }
+    return slots_.back();
+  }
+
+  void place(std::size_t i) {
+    const std::size_t mask = index_.size() - 1;
+    std::size_t at = slots_[i].key & mask;
+    while (index_[at] >= 0) at = (at + 1) & mask;
+    index_[at] = static_cast<std::int32_t>(i);
+  }
+
+  Metrics collect(bool prog_bar_only) {
+    Metrics out;
+    for (Slot& slot : slots_) {
+      if (prog_bar_only && !slot.prog_bar) continue;
+      const bool fork = slot.on_step && slot.on_epoch;
+      slot.append_to(out);
+      if (fork && !prog_bar_only) out.push_back({slot.name, slot.has_epoch_value ? slot.epoch_value : slot.read_last()});
+    }
+    return out;
+  }
+
+  std::vector<Slot> slots_;
+  std::vector<std::int32_t> index_;  // open addressing, a power of two in size
+};
+
+}  // namespace fulmen

@@ -1,0 +1,119 @@
+// The plan: which hooks run in which stage, in order, and who answers each. Constexpr data and a printed table.
+#pragma once
+
+#include <fulmen/loop/hooks.hpp>
+
+#include <array>
+#include <cstddef>
+#include <span>
+#include <string>
+#include <string_view>
+#include <tuple>
+
+namespace fulmen {
+
+namespace detail {
+
+/// A type's name as the compiler spells it, without namespace fulmen.
+template <class T>
+constexpr std::string_view type_name() {
+  constexpr std::string_view function = __PRETTY_FUNCTION__;
+  constexpr std::string_view key = "T = ";
+  constexpr std::size_t begin = function.find(key) + key.size();
+  constexpr std::size_t end = function.find_first_of(";]", begin);
+  constexpr std::string_view full = function.substr(begin, end - begin);
+  constexpr std::string_view own = "fulmen::";
+  return full.substr(0, own.size()) == own ? full.substr(own.size()) : full;
+}
+
+}  // namespace detail
+
+/// One step or hook of the list. `who[i]` says whether participant i answers it.
+template <std::size_t Participants>
+struct PlanRow {
+  std::string_view name, doc;
+  HookKind kind;
+  Stages stages;
+  std::array<bool, Participants> who;
+
+  constexpr bool answered() const {
+    for (const bool answer : who) {
+      if (answer) return true;
+    }
+    return false;
+  }
+};
+
+/// All steps and hooks in the order in which they run, and all participants in the order in which they are asked.
+template <std::size_t Participants>
+struct Plan {
+  std::array<std::string_view, Participants> participants;
+  std::array<PlanRow<Participants>, hooks::count> rows;
+
+  /// Whether anybody answers the hook. An unknown name is an error, at compile time where this is evaluated there.
+  constexpr bool runs(std::string_view hook) const {
+    for (const auto& row : rows) {
+      if (row.name == hook) return row.answered();
+    }
+    throw "no such hook";
+  }
+};
+
+namespace detail {
+
+template <class Hook, class... P>
+consteval PlanRow<sizeof...(P)> plan_row() {
+  return {Hook::name, Hook::doc, Hook::kind, Hook::stages, {answers<Hook, P>...}};
+}
+
+template <class... P>
+consteval Plan<sizeof...(P)> make_plan() {
+  return []<class... Hook>(std::type_identity<std::tuple<Hook...>>) {
+    return Plan<sizeof...(P)>{{type_name<P>()...}, {plan_row<Hook, P...>()...}};
+  }(std::type_identity<hooks::List>{});
+}
+
+struct PrintedRow {
+  std::string_view name;
+  HookKind kind;
+  Stages stages;
+  std::string who;
+};
+/// The table behind to_string(plan): a stage a paragraph, a step or hook a line.
+inline std::string print_plan(std::span<const PrintedRow> rows) {
+  std::string out;
+  for (const Stage stage : {Stage::fit, Stage::validate, Stage::test, Stage::predict}) {
+    out += to_string(stage);
+    out += '\n';
+    for (const PrintedRow& row : rows) {
+      if (!contains(row.stages, stage) || row.who.empty()) continue;
+      out += "  ";
+      out += row.name;
+      out.append(row.name.size() < 28 ? 28 - row.name.size() : 1, ' ');
+      out += row.who;
+      out += '\n';
+    }
+  }
+  return out;
+}
+
+}  // namespace detail
+
+/// The plan as a table: each stage, its steps and answered hooks in order, who answers. What is not listed is compiled away.
+template <std::size_t N>
+std::string to_string(const Plan<N>& plan) {
+  std::array<detail::PrintedRow, hooks::count> rows;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const PlanRow<N>& row = plan.rows[i];
+    std::string who;
+    for (std::size_t p = 0; p < N; ++p) {
+      if (row.who[p]) who += (who.empty() ? "" : ", ") + std::string(plan.participants[p]);
+    }
+    // A stage always has its step; inference_step is only one way of having it.
+    if (who.empty() && row.kind == HookKind::step && row.name != "inference_step") who = "default";
+    rows[i] = {row.name, row.kind, row.stages, std::move(who)};
+  }
+  return detail::print_plan(rows);
+}
+
+}  // namespace fulmen

@@ -1,0 +1,221 @@
+// Steps: a module's own, found by concepts, or the default ones made of forward, criterion and predictor.
+#pragma once
+
+#include <fulmen/data/batch.hpp>
+#include <fulmen/loop/hooks.hpp>
+#include <fulmen/none.hpp>
+#include <fulmen/predict/predictor.hpp>
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+namespace fulmen {
+
+/// What the default training step gives back. A step of one's own may return a loss tensor, or any struct with a `loss`.
+template <class Prediction>
+struct TrainingOutputs {
+  at::Tensor loss;        ///< the criterion's value, attached to the graph
+  Prediction prediction;  ///< what forward returned
+};
+
+/// What the default evaluation steps give back.
+template <class Prediction, class Targets>
+struct InferenceOutputs {
+  Prediction prediction;
+  Targets targets;  ///< the target, or a std::tuple of them where the batch has several
+};
+
+namespace detail {
+
+/// Calls a module's own step with as much as it takes: (ctx, batch, batch_idx), (ctx, batch) or (batch).
+template <class Step, class M, class Ctx, class Batch>
+[[gnu::always_inline]] inline decltype(auto) call_step(M& module, Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
+  if constexpr (Step::template takes<M, Ctx, Batch, std::int64_t>) {
+    return Step::call(module, ctx, batch, batch_idx);
+  } else if constexpr (Step::template takes<M, Ctx, Batch>) {
+    return Step::call(module, ctx, batch);
+  } else if constexpr (Step::template takes<M, Batch>) {
+    return Step::call(module, batch);
+  } else {
+    this_member_has_the_name_of_a_hook_but_cannot_be_called_with_its_arguments<M, Step, typename Step::Expected>();
+  }
+}
+
+/// How many of a batch's last members are targets: the module's `static constexpr … n_targets`, 1 unless it has one.
+template <class M>
+consteval std::size_t n_targets() {
+  if constexpr (requires { M::n_targets; }) {
+    return static_cast<std::size_t>(M::n_targets);
+  } else {
+    return 1;
+  }
+}
+
+template <class M, class Tuple>
+inline constexpr bool forward_takes = false;
+template <class M, class... In>
+inline constexpr bool forward_takes<M, std::tuple<In...>> = requires(M& m, In... in) { m.forward(in...); };
+
+/// Elements [First, First + Count) of a tuple of references.
+template <std::size_t First, std::size_t Count, class Tuple>
+constexpr auto part(const Tuple& all) {
+  return [&]<std::size_t... I>(std::index_sequence<I...>) {
+    return std::tuple<std::tuple_element_t<First + I, Tuple>...>(std::get<First + I>(all)...);
+  }(std::make_index_sequence<Count>{});
+}
+
+/// One thing as it is, several as a tuple of values.
+template <class... T>
+constexpr auto one_or_tuple(const std::tuple<T&...>& refs) {
+  if constexpr (sizeof...(T) == 1) {
+    return std::remove_cv_t<std::tuple_element_t<0, std::tuple<T...>>>(std::get<0>(refs));
+  } else {
+    return std::tuple<std::remove_cv_t<T>...>(refs);
+  }
+}
+
+/// A batch's inputs and targets, as tuples of references to its members.
+template <class M, class Batch>
+constexpr auto split(Batch& batch) {
+  auto all = members(batch);
+  constexpr std::size_t size = std::tuple_size_v<decltype(all)>, targets = n_targets<M>();
+  static_assert(size > targets,
+                "fulmen: this batch has too few members for the default step: the last n_targets (1 unless the module "
+                "says otherwise) are targets, and at least one input must stand before them");
+  constexpr std::size_t inputs = size > targets ? size - targets : 0;
+  return std::pair(part<0, inputs>(all), part<inputs, size - inputs>(all));
+}
+
+template <class M, class Inputs>
+decltype(auto) forward(M& module, const Inputs& inputs) {
+  static_assert(requires { &M::forward; } || forward_takes<M, Inputs> || std::tuple_size_v<Inputs> == 0,
+                "fulmen: the default step needs a module with forward(inputs...)");
+  static_assert(forward_takes<M, Inputs>,
+                "fulmen: the default step calls forward(inputs...) with all members of the batch but the last n_targets "
+                "(1 unless the module says otherwise); this module's forward does not take these");
+  return std::apply([&](auto&... in) -> decltype(auto) { return module.forward(in...); }, inputs);
+}
+
+/// The module's activation(x) where it has one, for inference only.
+template <class M, class X>
+decltype(auto) activate(M& module, X&& x) {
+  if constexpr (requires { module.activation(std::forward<X>(x)); }) {
+    return module.activation(std::forward<X>(x));
+  } else {
+    return std::forward<X>(x);
+  }
+}
+
+template <class M, class X>
+inline constexpr bool has_activation = requires(M& m, X x) { m.activation(x); };
+
+template <class Criterion, class Output, class Targets>
+inline constexpr bool criterion_takes = false;
+template <class Criterion, class Output, class... T>
+inline constexpr bool criterion_takes<Criterion, Output, std::tuple<T...>> =
+    requires(Criterion& c, Output o, T... t) { { c(o, t...) } -> TensorLike; };
+
+template <class Criterion, class Output, class Targets>
+at::Tensor loss_of(Criterion& criterion, const Output& output, const Targets& targets) {
+  static_assert(!is_none<Criterion>,
+                "fulmen: the criterion is fulmen::none, so the module needs a training_step of its own");
+  static_assert(criterion_takes<Criterion, const Output&, Targets>,
+                "fulmen: the criterion cannot be called as criterion(output of forward, targets...) -> tensor");
+  return std::apply([&](auto&... t) { return criterion(output, t...); }, targets);
+}
+
+/// The default training step: criterion(forward(inputs...), targets...), logged as train/loss.
+template <class Ctx, class Batch>
+auto default_training_step(Ctx& ctx, Batch& batch) {
+  const auto parts = split<typename Ctx::Module>(batch);
+  auto prediction = forward(ctx.module(), parts.first);
+  at::Tensor loss = loss_of(ctx.criterion(), prediction, parts.second);
+  ctx.log("train/loss", loss, {.prog_bar = true});
+  return TrainingOutputs<decltype(prediction)>{std::move(loss), std::move(prediction)};
+}
+
+/// The loss in what a training step returned; nothing if the step asked to skip the batch (an empty optional, an
+/// undefined tensor).
+template <class Outputs>
+at::Tensor loss_in(const Outputs& outputs) {
+  if constexpr (TensorLike<Outputs>) {
+    return outputs;
+  } else if constexpr (OptionalLike<Outputs>) {
+    return outputs ? loss_in(*outputs) : at::Tensor();
+  } else {
+    static_assert(requires { { outputs.loss } -> TensorLike; },
+                  "fulmen: training_step must return a loss tensor, a struct with a tensor named loss, or a std::optional "
+                  "of either; a module that optimises by hand says static constexpr bool automatic_optimization = false");
+    return outputs.loss;
+  }
+}
+
+/// The module's own inference_step, or predictor(inputs, activation(forward)) on the device, with the targets.
+/// With a log name, the loss is logged as well, where it can be had: without an activation between forward and prediction.
+template <class Ctx, class Batch, class Name>
+auto inference(Ctx& ctx, Batch& batch, std::int64_t batch_idx, Name loss_name) {
+  using M = typename Ctx::Module;
+  M& module = ctx.module();
+  if constexpr (answers<hooks::inference_step, M>) {
+    return call_step<hooks::inference_step>(module, ctx, batch, batch_idx);
+  } else {
+    move_to(batch, ctx.device());
+    const auto parts = split<M>(batch);
+    auto inputs = one_or_tuple(parts.first);
+    using Inputs = decltype(inputs);
+    const auto run = [&](const Inputs& in) {
+      if constexpr (std::tuple_size_v<std::remove_cvref_t<decltype(parts.first)>> == 1) {
+        return forward(module, std::tie(in));
+      } else {
+        return forward(module, std::apply([](auto&... x) { return std::tie(x...); }, in));
+      }
+    };
+    const auto infer = [&](Inputs in) { return activate(module, run(in)); };
+    using Output = decltype(run(inputs));
+    constexpr bool identity = std::is_same_v<std::remove_cvref_t<decltype(ctx.predictor())>, Identity>;
+    constexpr bool wants_loss = !std::is_same_v<Name, None> && !is_none<std::remove_cvref_t<decltype(ctx.criterion())>>;
+    const auto log_loss = [&](const auto& output) {
+      if constexpr (wants_loss) ctx.log(loss_name(), loss_of(ctx.criterion(), output, parts.second), {.prog_bar = true});
+    };
+    if constexpr (identity) {
+      auto output = run(inputs);
+      log_loss(output);
+      auto prediction = activate(module, std::move(output));
+      return InferenceOutputs<std::remove_cvref_t<decltype(prediction)>, decltype(one_or_tuple(parts.second))>{
+          std::move(prediction), one_or_tuple(parts.second)};
+    } else {
+      auto prediction = ctx.predictor()(inputs, infer);
+      if constexpr (!has_activation<M, Output>) log_loss(prediction);
+      return InferenceOutputs<decltype(prediction), decltype(one_or_tuple(parts.second))>{
+          std::move(prediction), one_or_tuple(parts.second)};
+    }
+  }
+}
+
+/// The default predict step: as inference, but the batch may come without targets.
+template <class Ctx, class Batch>
+auto default_predict_step(Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
+  using M = typename Ctx::Module;
+  if constexpr (answers<hooks::inference_step, M>) {
+    return call_step<hooks::inference_step>(ctx.module(), ctx, batch, batch_idx);
+  } else if constexpr (forward_takes<M, decltype(members(batch))>) {
+    move_to(batch, ctx.device());
+    const auto infer = [&](auto... in) { return activate(ctx.module(), ctx.module().forward(in...)); };
+    auto all = members(batch);
+    if constexpr (std::tuple_size_v<decltype(all)> == 1) {
+      return ctx.predictor()(std::get<0>(all), infer);
+    } else {
+      return ctx.predictor()(one_or_tuple(all), [&](auto in) { return std::apply(infer, std::move(in)); });
+    }
+  } else {
+    return inference(ctx, batch, batch_idx, none).prediction;
+  }
+}
+
+}  // namespace detail
+}  // namespace fulmen

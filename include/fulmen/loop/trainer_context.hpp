@@ -1,0 +1,266 @@
+// The full context: what hooks that take `auto& ctx` get. Adds to Context what depends on the Trainer's type.
+#pragma once
+
+#include <fulmen/loop/context.hpp>
+#include <fulmen/loop/hooks.hpp>
+#include <fulmen/optim/optimizer.hpp>
+#include <fulmen/runtime.hpp>
+#include <fulmen/schedule/scheduler.hpp>
+
+#include <torch/nn/module.h>
+
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+namespace fulmen {
+
+namespace detail {
+
+/// Writes to the private state of a Context. Only the loops use it.
+struct LoopAccess {
+  static auto& stage(Context& c) { return c.stage_; }
+  static auto& phase(Context& c) { return c.phase_; }
+  static auto& by_step(Context& c) { return c.by_step_; }
+  static auto& in_batch(Context& c) { return c.in_batch_; }
+  static auto& should_stop(Context& c) { return c.should_stop_; }
+  static auto& interrupted(Context& c) { return c.interrupted_; }
+  static auto& epoch_over(Context& c) { return c.epoch_over_; }
+  static auto& epoch(Context& c) { return c.epoch_; }
+  static auto& global_step(Context& c) { return c.global_step_; }
+  static auto& batch_idx(Context& c) { return c.batch_idx_; }
+  static auto& batch_size(Context& c) { return c.batch_size_; }
+  static auto& num_batches(Context& c) { return c.num_batches_; }
+  static auto& device(Context& c) { return c.device_; }
+};
+
+/// Whether a callback saves what the others produce. Such callbacks come last: see on_train_epoch_end.
+template <class Callback>
+inline constexpr bool saves = requires { requires Callback::saves_checkpoints; };
+
+template <class T, class Tuple>
+inline constexpr bool tuple_has = false;
+template <class T, class... U>
+inline constexpr bool tuple_has<T, std::tuple<U...>> = (std::is_same_v<T, U> || ...);
+
+/// A tuple of the elements of `all` that `Keep` holds for.
+template <template <class> class Keep, class Tuple>
+auto filter(Tuple&& all) {
+  return std::apply(
+      [](auto&&... item) {
+        return std::tuple_cat([&] {
+          using Item = std::remove_cvref_t<decltype(item)>;
+          if constexpr (Keep<Item>::value) {
+            return std::tuple<Item>(std::forward<decltype(item)>(item));
+          } else {
+            return std::tuple<>();
+          }
+        }()...);
+      },
+      std::forward<Tuple>(all));
+}
+
+template <class T>
+struct Saves : std::bool_constant<saves<T>> {};
+template <class T>
+struct DoesNotSave : std::bool_constant<!saves<T>> {};
+
+/// The user's callbacks, then those defaults whose type the user did not bring; the ones that save come last.
+template <class User, class Defaults>
+auto all_callbacks(User user, Defaults defaults) {
+  auto together = std::apply(
+      [&](auto&... item) {
+        return std::tuple_cat(std::move(user), [&] {
+          using Item = std::remove_cvref_t<decltype(item)>;
+          if constexpr (tuple_has<Item, User>) {
+            return std::tuple<>();
+          } else {
+            return std::tuple<Item>(std::move(item));
+          }
+        }()...);
+      },
+      defaults);
+  auto savers = filter<Saves>(together);
+  return std::tuple_cat(filter<DoesNotSave>(std::move(together)), std::move(savers));
+}
+
+template <class Policies>
+struct BoundOptimizers;
+template <class... P>
+struct BoundOptimizers<std::tuple<P...>> {
+  using type = std::tuple<decltype(std::declval<const P&>().bind(NamedParameters{}))...>;
+};
+template <class Policies>
+struct BoundSchedulers;
+template <class... S>
+struct BoundSchedulers<std::tuple<S...>> {
+  using type = std::tuple<BoundScheduler<S>...>;
+};
+
+inline NamedParameters named_parameters(const torch::nn::Module& module) {
+  NamedParameters out;
+  for (const auto& item : module.named_parameters()) {
+    if (item.value().requires_grad()) out.push_back({item.key(), item.value()});
+  }
+  return out;
+}
+
+}  // namespace detail
+
+template <class ModuleType, class CriterionType, class OptimizerType, class SchedulerType, class PredictorType,
+          class CallbacksType, class RuntimeType>
+class TrainerContext : public Context {
+  using OptimizerPolicies = typename detail::PolicyTuple<OptimizerType>::type;
+  using SchedulerPolicies = typename detail::PolicyTuple<SchedulerType>::type;
+
+ public:
+  using Module = ModuleType;
+  using Callbacks = decltype(detail::all_callbacks(std::declval<CallbacksType>(),
+                                                   std::declval<decltype(RuntimeType::defaults)>()));
+  using Optimizers = typename detail::BoundOptimizers<OptimizerPolicies>::type;
+  using Schedulers = typename detail::BoundSchedulers<SchedulerPolicies>::type;
+
+  TrainerContext(std::shared_ptr<Module> module, CriterionType criterion, OptimizerType optimizer,
+                 SchedulerType scheduler, PredictorType predictor, CallbacksType callbacks, Options options,
+                 RuntimeType runtime)
+      : Context(std::move(options)),
+        module_(std::move(module)),
+        criterion_(std::move(criterion)),
+        optimizer_policies_(detail::PolicyTuple<OptimizerType>::make(std::move(optimizer))),
+        scheduler_policies_(detail::PolicyTuple<SchedulerType>::make(std::move(scheduler))),
+        predictor_(std::move(predictor)),
+        callbacks_(detail::all_callbacks(std::move(callbacks), std::move(runtime.defaults))),
+        loggers_(std::move(runtime.loggers)) {
+    detail::LoopAccess::device(*this) = detail::choose_device(runtime.device);
+  }
+
+  Module& module() { return *module_; }
+  const std::shared_ptr<Module>& module_ptr() const { return module_; }
+  CriterionType& criterion() { return criterion_; }
+  PredictorType& predictor() { return predictor_; }
+  Callbacks& callbacks() { return callbacks_; }
+  auto& loggers() { return loggers_; }
+
+  /// The bound optimizers, as a tuple: `auto& [g, d] = ctx.optimizers();`. @throws std::logic_error before fit binds them.
+  Optimizers& optimizers() {
+    if (!optimizers_) fail<std::logic_error>("optimizers are bound when fit begins, after setup: too early to ask");
+    return *optimizers_;
+  }
+  /// The optimizer, where there is one.
+  auto& optimizer() {
+    static_assert(std::tuple_size_v<Optimizers> == 1, "fulmen: optimizer() is for Trainers with one; see optimizers()");
+    return std::get<0>(optimizers());
+  }
+  Schedulers& schedulers() {
+    if (!schedulers_) fail<std::logic_error>("schedulers are bound when fit begins, after setup: too early to ask");
+    return *schedulers_;
+  }
+  bool bound() const { return optimizers_.has_value(); }
+
+  /// loss.backward() with its hooks around it: for modules that optimise by hand.
+  void backward(const at::Tensor& loss) {
+    tell_all<hooks::on_before_backward>(loss);
+    loss.backward();
+    tell_all<hooks::on_after_backward>();
+  }
+
+  /// Calls the hook on every participant that has it: callbacks in order, then the module; at the end of a training epoch
+  /// the callbacks that save come after the module, so that they see what it logs there.
+  template <class Hook, class... Args>
+  [[gnu::always_inline]] void tell_all(Args&... args) {
+    constexpr bool savers_last = std::is_same_v<Hook, hooks::on_train_epoch_end>;
+    std::apply(
+        [&](auto&... callback) {
+          (
+              [&] {
+                if constexpr (!(savers_last && detail::saves<std::remove_cvref_t<decltype(callback)>>)) {
+                  tell<Hook>(callback, *this, args...);
+                }
+              }(),
+              ...);
+          tell<Hook>(*module_, *this, args...);
+          if constexpr (savers_last) {
+            (
+                [&] {
+                  if constexpr (detail::saves<std::remove_cvref_t<decltype(callback)>>) {
+                    tell<Hook>(callback, *this, args...);
+                  }
+                }(),
+                ...);
+          }
+        },
+        callbacks_);
+  }
+
+  /// Whether anybody answers the hook.
+  template <class Hook>
+  static constexpr bool anybody = []<class... C>(std::type_identity<std::tuple<C...>>) {
+    return (answers<Hook, C> || ... || answers<Hook, Module>);
+  }(std::type_identity<Callbacks>{});
+
+  /// Hands metrics to every logger, under the index of the optimizer step that was last done (as Lightning does).
+  void log_metrics(const Metrics& metrics) {
+    if constexpr (std::tuple_size_v<decltype(RuntimeType::loggers)> > 0) {
+      if (metrics.empty() || !writes_files()) return;
+      const std::int64_t step = stage() == Stage::fit ? std::max<std::int64_t>(global_step() - 1, 0) : global_step();
+      std::apply([&](auto&... logger) { (logger.log_metrics(*this, metrics, step), ...); }, loggers_);
+    }
+  }
+  void finalize_loggers() {
+    std::apply(
+        [&](auto&... logger) {
+          (
+              [&] {
+                if constexpr (requires { logger.finalize(*this); }) logger.finalize(*this);
+              }(),
+              ...);
+        },
+        loggers_);
+  }
+
+  /// Moves the module to the device and binds optimizers and schedulers to what it has by then. Once: a second fit goes
+  /// on with the state of the first.
+  void bind() {
+    module_->to(device());
+    if (bound()) return;
+    optimizers_.emplace(std::apply(
+        [&](const auto&... policy) { return Optimizers(policy.bind(detail::named_parameters(*module_))...); },
+        optimizer_policies_));
+    bind_schedulers(std::make_index_sequence<std::tuple_size_v<Schedulers>>{});
+  }
+
+  /// Advances the schedulers of one kind: those that count steps, or those that count epochs.
+  template <bool PerStepOnes>
+  void advance_schedulers() {
+    [&]<std::size_t... I>(std::index_sequence<I...>) {
+      (
+          [&] {
+            if constexpr (std::tuple_element_t<I, Schedulers>::per_step == PerStepOnes) {
+              std::get<I>(*schedulers_).step(std::get<I>(*optimizers_).groups());
+            }
+          }(),
+          ...);
+    }(std::make_index_sequence<std::tuple_size_v<Schedulers>>{});
+  }
+
+ private:
+  template <std::size_t... I>
+  void bind_schedulers(std::index_sequence<I...>) {
+    schedulers_.emplace(std::tuple_element_t<I, Schedulers>(std::move(std::get<I>(scheduler_policies_)),
+                                                            std::get<I>(*optimizers_).groups())...);
+  }
+
+  std::shared_ptr<Module> module_;
+  [[no_unique_address]] CriterionType criterion_;
+  [[no_unique_address]] OptimizerPolicies optimizer_policies_;
+  [[no_unique_address]] SchedulerPolicies scheduler_policies_;
+  [[no_unique_address]] PredictorType predictor_;
+  Callbacks callbacks_;
+  decltype(RuntimeType::loggers) loggers_;
+  std::optional<Optimizers> optimizers_;
+  std::optional<Schedulers> schedulers_;
+};
+
+}  // namespace fulmen

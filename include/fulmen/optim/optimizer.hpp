@@ -1,0 +1,157 @@
+// What an optimizer policy is, and what the Trainer gets when it binds one to the module's parameters.
+#pragma once
+
+#include <fulmen/checkpoint/state.hpp>
+#include <fulmen/error.hpp>
+#include <fulmen/none.hpp>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_like.h>
+
+#include <concepts>
+#include <cstdint>
+#include <sstream>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace fulmen {
+
+struct NamedParameter {
+  std::string name;
+  at::Tensor tensor;
+};
+using NamedParameters = std::vector<NamedParameter>;
+
+/// Parameters that share their options. A scheduler reads `initial_lr` and writes `lr`.
+struct ParamGroup {
+  double lr = 0;
+  double initial_lr = 0;
+  std::vector<at::Tensor> params;
+};
+
+/// A bound optimizer: parameters plus state. `step()` uses the gradients that are defined and leaves out the others.
+template <class B>
+concept BoundOptimizer = requires(B& b, const B& c, const State& state) {
+  b.step();
+  b.zero_grad();
+  { b.groups()[0] } -> std::convertible_to<ParamGroup&>;
+  { c.state_dict() } -> std::convertible_to<State>;
+  b.load_state_dict(state);
+};
+
+/// An optimizer policy: a plain value that becomes a BoundOptimizer when the Trainer gives it parameters.
+template <class P>
+concept OptimizerPolicy = std::copyable<P> && requires(const P& policy, NamedParameters parameters) {
+  { policy.bind(std::move(parameters)) } -> BoundOptimizer;
+};
+
+namespace detail {
+
+/// A policy, several in a tuple, or none: always as a tuple.
+template <class P>
+struct PolicyTuple {
+  using type = std::tuple<P>;
+  static type make(P policy) { return type(std::move(policy)); }
+};
+template <>
+struct PolicyTuple<None> {
+  using type = std::tuple<>;
+  static type make(None) { return {}; }
+};
+template <class... P>
+struct PolicyTuple<std::tuple<P...>> {
+  using type = std::tuple<P...>;
+  static type make(type policies) { return policies; }
+};
+
+inline std::vector<std::int64_t> indices(std::size_t count) {
+  std::vector<std::int64_t> out(count);
+  for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<std::int64_t>(i);
+  return out;
+}
+
+/// A loaded state tensor in the form its parameter needs. @throws std::runtime_error naming the parameter if shapes differ.
+inline at::Tensor like(const at::Tensor& loaded, const at::Tensor& parameter, const std::string& name, const char* what) {
+  if (!loaded.sizes().equals(parameter.sizes())) {
+    std::ostringstream found, expected;
+    found << loaded.sizes();
+    expected << parameter.sizes();
+    fail("optimizer state of parameter '{}': {} has shape {}, expected {}", name, what, found.str(), expected.str());
+  }
+  // The kernels walk parameter and state with the same strides.
+  return at::empty_like(parameter).copy_(loaded);
+}
+
+inline void load_group(ParamGroup& group, const std::vector<State>& loaded) {
+  if (loaded.size() != 1) fail("optimizer state has {} parameter groups, expected 1", loaded.size());
+  const std::size_t count = loaded[0].get<std::vector<std::int64_t>>("params").size();
+  if (count != group.params.size()) {
+    fail("optimizer state has {} parameters, expected {}", count, group.params.size());
+  }
+  group.lr = loaded[0].get<double>("lr");
+  group.initial_lr = loaded[0].get_or<double>("initial_lr", group.lr);
+}
+
+template <class P>
+struct AllOptimizerPolicies : std::bool_constant<OptimizerPolicy<P>> {};
+template <>
+struct AllOptimizerPolicies<None> : std::true_type {};
+template <class... P>
+struct AllOptimizerPolicies<std::tuple<P...>> : std::bool_constant<(OptimizerPolicy<P> && ...)> {};
+
+}  // namespace detail
+
+/// The parameters and gradients of one bound optimizer, gathered for kernels that take lists.
+///
+/// Python's optimizers make a parameter's state when it first gets a gradient, and count its steps from there. Almost
+/// always every parameter gets one in every step; then one list and one step counter serve all (`uniform`), which is
+/// what makes the fused kernels fast for small tensors. The first step that misses a gradient ends that for good.
+class GradientLists {
+ public:
+  explicit GradientLists(NamedParameters parameters, double lr) {
+    group_.resize(1);
+    group_[0].lr = group_[0].initial_lr = lr;
+    for (NamedParameter& p : parameters) {
+      names_.push_back(std::move(p.name));
+      group_[0].params.push_back(std::move(p.tensor));
+    }
+  }
+
+  std::vector<ParamGroup>& groups() { return group_; }
+  const std::vector<ParamGroup>& groups() const { return group_; }
+  const std::vector<at::Tensor>& params() const { return group_[0].params; }
+  const std::string& name(std::size_t i) const { return names_[i]; }
+
+  void zero_grad() {
+    for (const at::Tensor& p : params()) p.mutable_grad().reset();
+  }
+
+  /// Gathers the defined gradients. @return whether every parameter has one.
+  /// @throws std::runtime_error for a sparse gradient.
+  bool gather() {
+    grads_.clear();
+    with_grad_.clear();
+    for (std::size_t i = 0; i < params().size(); ++i) {
+      const at::Tensor& grad = params()[i].grad();
+      if (!grad.defined()) continue;
+      if (grad.is_sparse()) [[unlikely]] fail("parameter '{}' has a sparse gradient, expected a dense one", names_[i]);
+      grads_.push_back(grad);
+      with_grad_.push_back(i);
+    }
+    return grads_.size() == params().size();
+  }
+  const std::vector<at::Tensor>& grads() const { return grads_; }
+  /// Indices of the parameters whose gradients are in grads().
+  const std::vector<std::size_t>& with_grad() const { return with_grad_; }
+
+ private:
+  std::vector<ParamGroup> group_;
+  std::vector<std::string> names_;
+  std::vector<at::Tensor> grads_;
+  std::vector<std::size_t> with_grad_;
+};
+
+}  // namespace fulmen

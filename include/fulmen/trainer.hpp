@@ -1,0 +1,266 @@
+// The Trainer: what it is made of and what can be called on it. Start reading here.
+//
+//   fit               loop/fit.hpp        epochs, batches, backward, optimizer step
+//   validate, test    loop/evaluate.hpp   one pass in eval mode without gradients
+//   predict           loop/evaluate.hpp   the same, and keeps what the steps return
+//   steps             loop/steps.hpp      a module's own steps, or those made of forward, criterion and predictor
+//   hooks             loop/hooks.hpp      the one list of steps and hooks; how a participant is found to answer one
+//   ctx               loop/context.hpp    what steps and hooks are given; loop/trainer_context.hpp: the rest of it
+#pragma once
+
+#include <fulmen/checkpoint/checkpoint.hpp>
+#include <fulmen/defaults.hpp>
+#include <fulmen/loop/evaluate.hpp>
+#include <fulmen/loop/fit.hpp>
+#include <fulmen/loop/plan.hpp>
+#include <fulmen/loop/trainer_context.hpp>
+#include <fulmen/none.hpp>
+#include <fulmen/predict/predictor.hpp>
+#include <fulmen/runtime.hpp>
+
+#include <ATen/Context.h>
+#include <torch/nn/pimpl.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace fulmen {
+
+/// Callbacks in the order in which they are asked: `callbacks(EarlyStopping{...}, MyCallback{})`.
+template <class... C>
+std::tuple<C...> callbacks(C... callback) {
+  return {std::move(callback)...};
+}
+
+namespace detail {
+
+template <class M>
+inline constexpr bool is_module = std::derived_from<M, torch::nn::Module>;
+
+template <class T>
+struct ModuleOf {
+  static_assert(is_module<T>,
+                "fulmen: a Trainer's first argument must be a module: a class derived from torch::nn::Module by value, a "
+                "std::shared_ptr to one, or a module holder");
+  using type = T;
+};
+template <class T>
+struct ModuleOf<std::shared_ptr<T>> : ModuleOf<T> {};
+template <class T>
+  requires std::derived_from<T, torch::detail::ModuleHolderIndicator>
+struct ModuleOf<T> : ModuleOf<typename T::ContainedType> {};
+
+/// A module by value is moved into shared ownership, where LibTorch expects modules; the others are shared already.
+template <class M, class Argument>
+std::shared_ptr<M> share_module(Argument&& argument) {
+  using A = std::remove_cvref_t<Argument>;
+  std::shared_ptr<M> module;
+  if constexpr (is_module<A>) {
+    module = std::make_shared<M>(std::forward<Argument>(argument));
+  } else if constexpr (std::derived_from<A, torch::detail::ModuleHolderIndicator>) {
+    module = argument.is_empty() ? nullptr : argument.ptr();
+  } else {
+    module = std::forward<Argument>(argument);
+  }
+  if (!module) fail<std::invalid_argument>("Trainer: the module is a null pointer, expected a module");
+  return module;
+}
+
+template <class T>
+inline constexpr bool is_tuple = false;
+template <class... T>
+inline constexpr bool is_tuple<std::tuple<T...>> = true;
+
+}  // namespace detail
+
+/// Trains, validates, tests and predicts with a module and five policies, all resolved at compile time.
+///
+/// @tparam ModuleType    a class derived from torch::nn::Module; its own steps and hooks are found by their names
+/// @tparam CriterionType callable as criterion(output, targets...) -> loss tensor, or None
+/// @tparam OptimizerType an optimizer policy (optim/optimizer.hpp), a std::tuple of them, or None
+/// @tparam SchedulerType a scheduler policy (schedule/scheduler.hpp), a std::tuple of them, or None; the i-th scheduler
+///                       drives the i-th optimizer
+/// @tparam PredictorType see predict/predictor.hpp
+/// @tparam CallbacksType a std::tuple, as callbacks(...) makes it
+/// @tparam RuntimeType   see runtime.hpp
+///
+/// Not thread-safe: one Trainer, one thread. Neither copied nor moved: hooks may keep the address of their context.
+template <class ModuleType, class CriterionType, class OptimizerType, class SchedulerType, class PredictorType,
+          class CallbacksType, class RuntimeType>
+class Trainer {
+  static_assert(detail::AllOptimizerPolicies<OptimizerType>::value,
+                "fulmen: a Trainer's third argument (Optimizer) must be an optimizer policy such as fulmen::AdamW{}, a "
+                "std::tuple of them, or fulmen::none");
+  static_assert(detail::AllSchedulerPolicies<SchedulerType>::value,
+                "fulmen: a Trainer's fourth argument (Scheduler) must be a scheduler policy with rate(t, initial, current) "
+                "such as fulmen::Switch{...}, a std::tuple of them, or fulmen::none");
+  static_assert(std::tuple_size_v<typename detail::PolicyTuple<SchedulerType>::type> <=
+                    std::tuple_size_v<typename detail::PolicyTuple<OptimizerType>::type>,
+                "fulmen: there are more schedulers than optimizers");
+  static_assert(Predictor<PredictorType, at::Tensor> || Predictor<PredictorType, std::tuple<at::Tensor>>,
+                "fulmen: a Trainer's fifth argument (Predictor) must be callable as predictor(inputs, infer), such as "
+                "fulmen::Identity{}");
+  static_assert(detail::is_tuple<CallbacksType>,
+                "fulmen: a Trainer's sixth argument (Callbacks) must be made by fulmen::callbacks(...)");
+
+ public:
+  using Context = TrainerContext<ModuleType, CriterionType, OptimizerType, SchedulerType, PredictorType, CallbacksType,
+                                 RuntimeType>;
+
+  /// @throws std::invalid_argument if the module is a null pointer or an option is out of range.
+  template <class ModuleArgument>
+  explicit(false) Trainer(ModuleArgument&& module, CriterionType criterion, OptimizerType optimizer,
+                          SchedulerType scheduler = {}, PredictorType predictor = {}, CallbacksType callbacks = {},
+                          Options options = {}, RuntimeType runtime = {})
+      : ctx_(detail::share_module<ModuleType>(std::forward<ModuleArgument>(module)), std::move(criterion),
+             std::move(optimizer), std::move(scheduler), std::move(predictor), std::move(callbacks), std::move(options),
+             std::move(runtime)) {}
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
+
+  /// Trains until max_epochs, max_steps, or a request to stop. With a validation loader, validates between epochs.
+  /// A second call goes on where the first one ended.
+  template <class Train, class Val = None>
+  void fit(Train&& train, Val&& val = {}) {
+    static_assert(LoaderArgument<Train>, "fulmen: fit(train, val): train must be a loader: a range of batches, a pointer "
+                                         "to one, or a tensor");
+    static_assert(is_none<Val> || LoaderArgument<Val>,
+                  "fulmen: fit(train, val): val must be a loader (a range of batches, a pointer to one, or a tensor), or "
+                  "be left out");
+    auto&& train_loader = detail::loader_of(train, "fit");
+    run(Stage::fit, [&] {
+      if constexpr (is_none<Val>) {
+        const None no_validation;
+        detail::fit(ctx_, train_loader, no_validation);
+      } else {
+        auto&& val_loader = detail::loader_of(val, "fit");
+        detail::fit(ctx_, train_loader, val_loader);
+      }
+    });
+  }
+
+  /// One validation pass. @return what was logged on_epoch
+  template <class L>
+  Metrics validate(L&& loader) {
+    return evaluate<detail::Validation>(loader, Stage::validate, ctx_.options().limit_val_batches, "limit_val_batches");
+  }
+
+  /// One test pass. @return what was logged on_epoch
+  template <class L>
+  Metrics test(L&& loader) {
+    return evaluate<detail::Test>(loader, Stage::test, ctx_.options().limit_test_batches, "limit_test_batches");
+  }
+
+  /// What predict_step returns for each batch, in a std::vector; nothing if it returns nothing.
+  template <class L>
+  auto predict(L&& argument) {
+    static_assert(LoaderArgument<L>, "fulmen: predict(loader): expected a range of batches, a pointer to one, or a tensor");
+    auto&& loader = detail::loader_of(argument, "predict");
+    using Batch = detail::BatchOf<decltype(loader)>;
+    using Outputs = decltype(detail::evaluation_step<detail::Predict>(ctx_, std::declval<Batch&>(), 0));
+    const auto pass = [&](auto&& use) {
+      run(Stage::predict, [&] {
+        ctx_.module().to(ctx_.device());
+        const auto limit = detail::batch_limit(ctx_, ctx_.options().limit_predict_batches, detail::loader_size(loader),
+                                               "limit_predict_batches");
+        detail::evaluation_pass<detail::Predict>(ctx_, loader, limit, Phase::predict, use);
+      });
+    };
+    if constexpr (std::is_void_v<Outputs>) {
+      pass([](auto&&) {});
+    } else {
+      std::vector<std::remove_cvref_t<Outputs>> predictions;
+      pass([&](auto&& outputs) { predictions.push_back(std::forward<decltype(outputs)>(outputs)); });
+      return predictions;
+    }
+  }
+
+  /// Each stage, its steps and hooks in order, who answers each: constexpr data; to_string(plan()) is the table.
+  static constexpr auto plan() {
+    return []<class... C>(std::type_identity<std::tuple<C...>>) {
+      return detail::make_plan<C..., ModuleType>();
+    }(std::type_identity<typename Context::Callbacks>{});
+  }
+
+  /// Writes module, optimizers, schedulers, counters and generator to a file that Python's torch.load reads.
+  /// @throws std::runtime_error naming the file; what it held before is then whole.
+  void save(const std::filesystem::path& path) { detail::save_checkpoint(ctx_, path); }
+
+  /// Takes all that back from a file. @throws std::runtime_error naming the file and what does not fit; nothing is
+  /// changed then.
+  void load(const std::filesystem::path& path) { detail::load_checkpoint(ctx_, path); }
+
+  ModuleType& module() { return ctx_.module(); }
+  Context& context() { return ctx_; }
+  /// Whether Ctrl-C ended the last stage (to be asked where Options::exit_on_interrupt is off).
+  bool interrupted() const { return ctx_.interrupted(); }
+
+ private:
+  template <class E, class L>
+  Metrics evaluate(L& argument, Stage stage, const Limit& wanted, const char* option) {
+    static_assert(LoaderArgument<L>, "fulmen: a loader must be a range of batches, a pointer to one, or a tensor");
+    auto&& loader = detail::loader_of(argument, to_string(stage).data());
+    run(stage, [&] {
+      ctx_.module().to(ctx_.device());
+      const auto limit = detail::batch_limit(ctx_, wanted, detail::loader_size(loader), option);
+      detail::evaluation_pass<E>(ctx_, loader, limit, E::phase, [](auto&&) {});
+    });
+    return ctx_.metrics().results(E::phase);
+  }
+
+  /// What surrounds every stage: setup, teardown, exceptions and Ctrl-C.
+  template <class Body>
+  void run(Stage stage, Body&& body) {
+    if (ctx_.stage() != Stage::idle) {
+      fail<std::logic_error>("{} was called while {} runs: a stage cannot start another", to_string(stage),
+                             to_string(ctx_.stage()));
+    }
+    {
+      const detail::InterruptScope interrupt;
+      detail::LoopAccess::stage(ctx_) = stage;
+      detail::LoopAccess::interrupted(ctx_) = false;
+      if (ctx_.options().deterministic) at::globalContext().setDeterministicAlgorithms(true, false);
+      try {
+        ctx_.template tell_all<hooks::setup>();
+        body();
+        if (ctx_.interrupted()) {
+          const std::runtime_error interruption("interrupted by Ctrl-C (SIGINT)");
+          const std::exception& exception = interruption;
+          ctx_.template tell_all<hooks::on_exception>(exception);
+        }
+        ctx_.template tell_all<hooks::teardown>();
+        ctx_.finalize_loggers();
+      } catch (const std::exception& exception) {
+        // What a hook throws here must not hide the exception that brought us here.
+        try {
+          ctx_.template tell_all<hooks::on_exception>(exception);
+          ctx_.finalize_loggers();
+        } catch (const std::exception& second) {
+          std::fprintf(stderr, "fulmen: while handling an exception: %s\n", second.what());
+        }
+        detail::LoopAccess::stage(ctx_) = Stage::idle;
+        throw;
+      } catch (...) {
+        detail::LoopAccess::stage(ctx_) = Stage::idle;
+        throw;
+      }
+      detail::LoopAccess::stage(ctx_) = Stage::idle;
+    }
+    if (ctx_.interrupted() && ctx_.options().exit_on_interrupt) std::exit(130);
+  }
+
+  Context ctx_;
+};
+
+template <class M, class C, class O, class S = None, class P = Identity, class Cb = std::tuple<>,
+          class R = DefaultRuntime>
+Trainer(M&&, C, O, S = {}, P = {}, Cb = {}, Options = {}, R = {})
+    -> Trainer<typename detail::ModuleOf<std::remove_cvref_t<M>>::type, C, O, S, P, Cb, R>;
+
+}  // namespace fulmen

@@ -1,0 +1,3 @@
+#include <fulmen/fulmen.hpp>
+
+int main() { return torch::ones({2, 2}).sum().item<double>() == 4.0 ? 0 : 1; }
