@@ -70,7 +70,7 @@ function(fulmen_install_zlib dir)
     REQUIREMENTS "cmeel-zlib==1.3.2 \
 --hash=sha256:4658000c5531273d14ca8f0250abcd2a2ad85b336f10a273a77ecb38611a5f5a \
 --hash=sha256:3b07fb7e28aaa917e6accb59a29dd0f5c1d272d42988f32ba2c232f5f455be4c"
-    PATTERNS "cmeel.prefix/include/*" "*/libz.a" "*/LICENSE")
+    PATTERNS "cmeel.prefix/include/*" "*/libz.so.1" "*/LICENSE")
 endfunction()
 
 function(fulmen_find_zlib)
@@ -90,7 +90,8 @@ function(fulmen_find_zlib)
   set(dir "${FULMEN_DEPS_DIR}/zlib-1.3.2")
   fulmen_install_once("zlib" "${dir}" fulmen_install_zlib
     "On Debian or Ubuntu: apt install zlib1g-dev. Or turn FULMEN_WITH_ZLIB off, and go without gzip files.")
-  find_library(library NAMES libz.a PATHS "${dir}/cmeel.prefix/lib64" "${dir}/cmeel.prefix/lib"
+  # The shared one: the wheel's libz.a is not fit for position-independent programs.
+  find_library(library NAMES libz.so.1 PATHS "${dir}/cmeel.prefix/lib64" "${dir}/cmeel.prefix/lib"
     NO_CACHE NO_DEFAULT_PATH REQUIRED)
   target_include_directories(fulmen::zlib SYSTEM INTERFACE "${dir}/cmeel.prefix/include")
   target_link_libraries(fulmen::zlib INTERFACE "${library}")

@@ -84,3 +84,26 @@ function(fulmen_find_cli11)
   target_include_directories(fulmen::cli11 SYSTEM INTERFACE "${dir}/include")
   message(STATUS "CLI11: 2.5.0, installed from PyPI: ${dir}")
 endfunction()
+
+function(fulmen_install_json dir)
+  message(STATUS "JSON for Modern C++: installing nlohmann-json 3.12.0 from PyPI, a download of 0.2 MB")
+  fulmen_pip_unpack("${dir}"
+    REQUIREMENTS "nlohmann-json==3.12.0 --hash=sha256:5f6132720fb25d0d70bf0742f8397b49a540dcc193e7312a914f6aa49f054810"
+    PATTERNS "nlohmann_json/include/*" "*.dist-info/*")
+endfunction()
+
+# Makes fulmen::json, for <nlohmann/json.hpp>.
+function(fulmen_find_json)
+  add_library(fulmen::json INTERFACE IMPORTED GLOBAL)
+  find_package(nlohmann_json 3.10 QUIET CONFIG)
+  if(nlohmann_json_FOUND)
+    target_link_libraries(fulmen::json INTERFACE nlohmann_json::nlohmann_json)
+    message(STATUS "JSON for Modern C++: ${nlohmann_json_VERSION}, found: ${nlohmann_json_DIR}")
+    return()
+  endif()
+  set(dir "${FULMEN_DEPS_DIR}/json-3.12.0")
+  fulmen_install_once("JSON for Modern C++" "${dir}" fulmen_install_json
+    "On Debian or Ubuntu: apt install nlohmann-json3-dev. Or turn FULMEN_BUILD_TESTS off.")
+  target_include_directories(fulmen::json SYSTEM INTERFACE "${dir}/nlohmann_json/include")
+  message(STATUS "JSON for Modern C++: 3.12.0, installed from PyPI: ${dir}")
+endfunction()

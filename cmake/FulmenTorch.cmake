@@ -53,7 +53,7 @@ function(fulmen_install_torch dir version cuda)
       list(APPEND patterns "torch/lib/lib${library}.*" "torch/lib/lib${library}-*")
     endforeach()
   endif()
-  message(STATUS "LibTorch: installing torch ${version} from PyPI, a download of about 540 MB")
+  message(STATUS "LibTorch: installing torch ${version} from PyPI, a download of more than 500 MB")
   fulmen_pip_unpack("${dir}" REQUIREMENTS torch==${version} PATTERNS ${patterns})
 
   file(STRINGS "${dir}/torch-${version}.dist-info/METADATA" lines REGEX "^Requires-Dist: (cuda-toolkit|nvidia-)")
@@ -197,6 +197,17 @@ function(fulmen_add_torch include library version cuda origin)
   target_link_libraries(fulmen::torch INTERFACE ${libraries})
 
   set_property(GLOBAL PROPERTY FULMEN_TORCH_ROOT "${root}")
+
+  # A LibTorch whose own dependencies are missing would fail later, at the first link, with a thousand lines.
+  if(NOT FULMEN_TORCH_LINKED STREQUAL "${library}")
+    try_compile(linked SOURCE_FROM_CONTENT main.cpp "int main() {}" NO_CACHE
+      LINK_OPTIONS LINKER:--no-as-needed LINK_LIBRARIES fulmen::torch OUTPUT_VARIABLE output)
+    if(NOT linked)
+      message(FATAL_ERROR "LibTorch: a program cannot be linked to ${library} (${origin}); are the libraries that it "
+        "needs installed? Set FULMEN_TORCH_DIR to another LibTorch if not.\n${output}")
+    endif()
+    set(FULMEN_TORCH_LINKED "${library}" CACHE INTERNAL "The LibTorch that a program was linked to")
+  endif()
 
   set(variant "CPU")
   if(cuda)

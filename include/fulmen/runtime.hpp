@@ -19,7 +19,7 @@ struct Runtime {
 };
 
 /// Nothing but the loop: no progress bar, no summary, no log file, no checkpoint. What is not there costs nothing.
-inline constexpr Runtime<> barebones{};
+inline const Runtime<> barebones{};
 
 namespace detail {
 inline at::Device choose_device(const std::optional<at::Device>& wanted) {

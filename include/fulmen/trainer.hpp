@@ -53,7 +53,7 @@ struct ModuleOf {
 template <class T>
 struct ModuleOf<std::shared_ptr<T>> : ModuleOf<T> {};
 template <class T>
-  requires std::derived_from<T, torch::detail::ModuleHolderIndicator>
+  requires std::is_base_of_v<torch::detail::ModuleHolderIndicator, T>
 struct ModuleOf<T> : ModuleOf<typename T::ContainedType> {};
 
 /// A module by value is moved into shared ownership, where LibTorch expects modules; the others are shared already.
@@ -63,7 +63,7 @@ std::shared_ptr<M> share_module(Argument&& argument) {
   std::shared_ptr<M> module;
   if constexpr (is_module<A>) {
     module = std::make_shared<M>(std::forward<Argument>(argument));
-  } else if constexpr (std::derived_from<A, torch::detail::ModuleHolderIndicator>) {
+  } else if constexpr (std::is_base_of_v<torch::detail::ModuleHolderIndicator, A>) {
     module = argument.is_empty() ? nullptr : argument.ptr();
   } else {
     module = std::forward<Argument>(argument);
@@ -166,6 +166,7 @@ class Trainer {
     using Outputs = decltype(detail::evaluation_step<detail::Predict>(ctx_, std::declval<Batch&>(), 0));
     const auto pass = [&](auto&& use) {
       run(Stage::predict, [&] {
+        if (ctx_.options().limit_predict_batches.is_zero()) return;
         ctx_.module().to(ctx_.device());
         const auto limit = detail::batch_limit(ctx_, ctx_.options().limit_predict_batches, detail::loader_size(loader),
                                                "limit_predict_batches");
@@ -207,6 +208,7 @@ class Trainer {
     static_assert(LoaderArgument<L>, "fulmen: a loader must be a range of batches, a pointer to one, or a tensor");
     auto&& loader = detail::loader_of(argument, to_string(stage).data());
     run(stage, [&] {
+      if (wanted.is_zero()) return;
       ctx_.module().to(ctx_.device());
       const auto limit = detail::batch_limit(ctx_, wanted, detail::loader_size(loader), option);
       detail::evaluation_pass<E>(ctx_, loader, limit, E::phase, [](auto&&) {});

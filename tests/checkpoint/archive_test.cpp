@@ -1,4 +1,11 @@
-// Checkpoint files: what is written is read again, what Python wrote is read, what no checkpoint holds is refused.
+// Checkpoint files: what is written is read again, what Python wrote is read, what no checkpoint holds is
+// refused.
+#include <fulmen/checkpoint/archive.hpp>
+#include <fulmen/checkpoint/crc32.hpp>
+#include <fulmen/checkpoint/module_state.hpp>
+#include <fulmen/checkpoint/state.hpp>
+
+#include <gtest/gtest.h>
 #include <torch/torch.h>
 
 #include <algorithm>
@@ -7,13 +14,6 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
-
-#include <gtest/gtest.h>
-
-#include <fulmen/checkpoint/archive.hpp>
-#include <fulmen/checkpoint/crc32.hpp>
-#include <fulmen/checkpoint/module_state.hpp>
-#include <fulmen/checkpoint/state.hpp>
 
 #include "testing.hpp"
 
@@ -63,7 +63,8 @@ TEST(Crc32, AgreesWithTheTableAtEveryLengthAndInPieces) {
     const auto expected = ~checkpoint::detail::crc32_by_table(~0u, data, size);
     ASSERT_EQ(checkpoint::detail::crc32(0, data, size), expected) << size;
     const std::size_t half = size / 3;
-    ASSERT_EQ(checkpoint::detail::crc32(checkpoint::detail::crc32(0, data, half), data + half, size - half), expected);
+    ASSERT_EQ(checkpoint::detail::crc32(checkpoint::detail::crc32(0, data, half), data + half, size - half),
+              expected);
   }
 }
 
@@ -111,7 +112,8 @@ TEST_F(Archive, KeepsScalarsStringsAndContainers) {
 TEST_F(Archive, KeepsTypedListsAndDicts) {
   c10::Dict<std::string, std::int64_t> dict;
   dict.insert("a", 1);
-  const c10::IValue back = round_trip(list({c10::List<std::int64_t>({1, 2}), dict, c10::List<at::Tensor>({at::ones(1)})}));
+  const c10::IValue back =
+      round_trip(list({c10::List<std::int64_t>({1, 2}), dict, c10::List<at::Tensor>({at::ones(1)})}));
   EXPECT_EQ(back.toListRef()[0].toListRef()[1].toInt(), 2);
   EXPECT_EQ(back.toListRef()[1].toGenericDict().at("a").toInt(), 1);
   EXPECT_TRUE(back.toListRef()[2].toListRef()[0].toTensor().equal(at::ones(1)));
@@ -131,15 +133,32 @@ TEST_F(Archive, KeepsWhatIsShared) {
 
 TEST_F(Archive, KeepsMoreThan256DifferentThings) {
   State state;
-  for (int i = 0; i < 700; ++i) state.set("key" + std::to_string(i), std::vector<std::string>{std::to_string(i % 300)});
+  for (int i = 0; i < 700; ++i)
+    state.set("key" + std::to_string(i), std::vector<std::string>{std::to_string(i % 300)});
   EXPECT_TRUE(same(round_trip(state), state));
 }
 
 TEST_F(Archive, KeepsEveryDtype) {
-  for (const auto dtype :
-       {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort, at::kChar, at::kByte,
-        at::kBool, at::kComplexFloat, at::kComplexDouble, at::kComplexHalf, at::kUInt16, at::kUInt32, at::kUInt64,
-        at::kFloat8_e4m3fn, at::kFloat8_e5m2, at::kFloat8_e4m3fnuz, at::kFloat8_e5m2fnuz}) {
+  for (const auto dtype : {at::kFloat,
+                           at::kDouble,
+                           at::kHalf,
+                           at::kBFloat16,
+                           at::kLong,
+                           at::kInt,
+                           at::kShort,
+                           at::kChar,
+                           at::kByte,
+                           at::kBool,
+                           at::kComplexFloat,
+                           at::kComplexDouble,
+                           at::kComplexHalf,
+                           at::kUInt16,
+                           at::kUInt32,
+                           at::kUInt64,
+                           at::kFloat8_e4m3fn,
+                           at::kFloat8_e5m2,
+                           at::kFloat8_e4m3fnuz,
+                           at::kFloat8_e5m2fnuz}) {
     const at::Tensor tensor = at::tensor({0.f, 1.f, 1.f, 0.f, 1.f}).to(dtype);
     EXPECT_TRUE(same(round_trip(tensor), tensor)) << c10::toString(dtype);
   }
@@ -148,13 +167,20 @@ TEST_F(Archive, KeepsEveryDtype) {
 TEST_F(Archive, KeepsShapesAndLayouts) {
   const at::Tensor images = at::randn({2, 3, 4, 5}).contiguous(at::MemoryFormat::ChannelsLast);
   const std::vector<at::Tensor> tensors = {
-      at::scalar_tensor(3.5),     at::zeros({0}),
-      at::zeros({3, 0, 2}),       at::randn({3, 4}).t(),
-      at::randn({3, 4})[1],       at::randn({8, 6}).slice(1, 2, 4),
-      at::randn({5}).expand({3, 5}), images,
-      at::randn({4, 4}).diagonal(), at::randn({6}).slice(0, 1, 6, 2),
-      at::view_as_complex(at::randn({3, 2})).conj(), at::imag(at::view_as_complex(at::randn({3, 2})).conj()),
-      at::arange(10).slice(0, 10), at::zeros({0}).expand({7, 0}),
+      at::scalar_tensor(3.5),
+      at::zeros({0}),
+      at::zeros({3, 0, 2}),
+      at::randn({3, 4}).t(),
+      at::randn({3, 4})[1],
+      at::randn({8, 6}).slice(1, 2, 4),
+      at::randn({5}).expand({3, 5}),
+      images,
+      at::randn({4, 4}).diagonal(),
+      at::randn({6}).slice(0, 1, 6, 2),
+      at::view_as_complex(at::randn({3, 2})).conj(),
+      at::imag(at::view_as_complex(at::randn({3, 2})).conj()),
+      at::arange(10).slice(0, 10),
+      at::zeros({0}).expand({7, 0}),
   };
   for (const at::Tensor& tensor : tensors) EXPECT_TRUE(same(round_trip(tensor), tensor)) << tensor.sizes();
   EXPECT_EQ(round_trip(images).toTensor().strides(), images.strides());
@@ -174,7 +200,8 @@ TEST_F(Archive, WritesParametersDetachedAndLeavesThemAlone) {
 
 TEST_F(Archive, KeepsTensorsThatOverlapOverlapping) {
   const at::Tensor base = at::arange(12).to(at::kFloat);
-  const c10::IValue back = round_trip(list({base.slice(0, 4, 12), base.view({3, 4})[1], base.slice(0, 0, 2)}));
+  const c10::IValue back =
+      round_trip(list({base.slice(0, 4, 12), base.view({3, 4})[1], base.slice(0, 0, 2)}));
   const at::Tensor upper = back.toListRef()[0].toTensor();
   const at::Tensor row = back.toListRef()[1].toTensor();
   const at::Tensor lower = back.toListRef()[2].toTensor();
@@ -202,9 +229,9 @@ TEST_F(Archive, WritesOnlyWhatIsCovered) {
     EXPECT_TRUE(same(round_trip(value), value));
     return std::filesystem::file_size(folder / "a.pt");
   };
-  EXPECT_LT(size_of(huge[500]), 10'000u);                             // a row
-  EXPECT_LT(size_of(huge.select(1, 500)), 10'000u);                   // a column
-  EXPECT_LT(size_of(list({huge[0], huge[999]})), 15'000u);            // two rows far apart
+  EXPECT_LT(size_of(huge[500]), 10'000u);                                     // a row
+  EXPECT_LT(size_of(huge.select(1, 500)), 10'000u);                           // a column
+  EXPECT_LT(size_of(list({huge[0], huge[999]})), 15'000u);                    // two rows far apart
   EXPECT_LT(size_of(list({huge.select(1, 5), huge.select(1, 5)})), 10'000u);  // one column twice
 }
 
@@ -222,16 +249,38 @@ TEST_F(Archive, RefusesWhatNoCheckpointHolds) {
   State state;
   state.set("a", State().set("b", std::vector<at::Tensor>{at::ones(1), at::eye(2).to_sparse()}));
   const std::string prefix = "cannot write checkpoint '" + (folder / "a.pt").string() + "': ";
-  EXPECT_EQ(write_error(state),
-            prefix + "tensor 'a.b.1' is sparse, quantized, nested or without a storage, expected a dense one");
-  EXPECT_EQ(write_error(at::empty({2}, at::kMeta)), prefix + "tensor the value is on the meta device, which holds no data");
+  EXPECT_EQ(
+      write_error(state),
+      prefix +
+          "'a.b.1' is a tensor that is sparse, quantized, nested or without a storage, expected a dense one");
+  EXPECT_EQ(write_error(at::empty({2}, at::kMeta)),
+            prefix + "the value is a tensor on the meta device, which holds no data");
   EXPECT_EQ(write_error(at::quantize_per_tensor(at::ones(2), 1, 0, at::kQInt8)),
-            prefix + "tensor the value is sparse, quantized, nested or without a storage, expected a dense one");
+            prefix +
+                "the value is a tensor that is sparse, quantized, nested or without a storage, expected a "
+                "dense one");
   EXPECT_EQ(write_error(list({at::empty({2}, at::kBits8)})),
-            prefix + "tensor '0' has the dtype Bits8, which a checkpoint cannot hold");
+            prefix + "'0' is a tensor of dtype Bits8, which a checkpoint cannot hold");
   EXPECT_EQ(write_error(list({c10::Scalar(1), c10::Storage()})).substr(0, prefix.size()), prefix);
   EXPECT_EQ(folder.count(), 0);
+}
 
+TEST_F(Archive, RefusesWhatContainsItself) {
+  const c10::IValue loop = list({});
+  loop.toList().push_back(tuple({loop}));
+  EXPECT_NE(write_error(list({loop})).find("'0.0.0' is a container that contains itself"), std::string::npos);
+  loop.toList().clear();  // or it would be leaked
+}
+
+// Through what is shared too: a destructor goes all the way down.
+TEST_F(Archive, CountsDepthThroughSharedValues) {
+  std::vector<c10::IValue> parts;
+  c10::IValue value = list({});
+  for (int i = 1; i <= 600; ++i) {
+    value = list({value});
+    if (i % 100 == 0) parts.push_back(value);
+  }
+  EXPECT_NE(write_error(list(parts)).find("nested more than 500 deep"), std::string::npos);
 }
 
 TEST_F(Archive, RefusesWhatIsNestedTooDeep) {
@@ -251,8 +300,9 @@ TEST_F(Archive, ReadsEverythingThatPythonWrites) {
   EXPECT_FALSE(values.get<bool>("no"));
   const std::int64_t one = 1;
   EXPECT_EQ(values.get<std::vector<std::int64_t>>("ints"),
-            (std::vector<std::int64_t>{0, 1, 255, 256, 65535, 65536, -1, -(one << 31), one << 31, one << 40, -(one << 40),
-                                       std::numeric_limits<std::int64_t>::max(), std::numeric_limits<std::int64_t>::min()}));
+            (std::vector<std::int64_t>{0, 1, 255, 256, 65535, 65536, -1, -(one << 31), one << 31, one << 40,
+                                       -(one << 40), std::numeric_limits<std::int64_t>::max(),
+                                       std::numeric_limits<std::int64_t>::min()}));
   EXPECT_EQ(values.get<std::vector<double>>("floats"),
             (std::vector<double>{0.0, -0.5, 1e300, std::numeric_limits<double>::infinity()}));
   EXPECT_EQ(values.get<std::string>("text"), "Thor \u26a1 \U0001f40d");
@@ -323,7 +373,8 @@ TEST_F(Archive, ReadsManyValuesAndFilesWithoutCrc) {
   EXPECT_EQ(items[2499], 2499);
   EXPECT_EQ(values.get<State>("dict").size(), 1200u);
   EXPECT_EQ(values.get<State>("dict").get<std::vector<int>>("key1199").at(0), 1199);
-  EXPECT_TRUE(same(State(checkpoint::read(fixture("nocrc.pt"))).get<at::Tensor>("w"), at::arange(4).to(at::kFloat)));
+  EXPECT_TRUE(
+      same(State(checkpoint::read(fixture("nocrc.pt"))).get<at::Tensor>("w"), at::arange(4).to(at::kFloat)));
 }
 
 // The twin of Net in make.py.
@@ -371,11 +422,13 @@ TEST_F(Archive, SaysWhatItCannotRead) {
   EXPECT_EQ(error("legacy.pt"),
             "it is in the legacy format of torch.save (before PyTorch 1.6, or "
             "_use_new_zipfile_serialization=False): load it in Python and torch.save it again");
-  EXPECT_EQ(error("torchscript.pt"),
-            "it is a TorchScript archive (torch.jit.save, or torch::save of C++): read it with torch::jit::load or "
-            "torch::load");
+  EXPECT_EQ(
+      error("torchscript.pt"),
+      "it is a TorchScript archive (torch.jit.save, or torch::save of C++): read it with torch::jit::load or "
+      "torch::load");
   EXPECT_EQ(error("not_torch.zip"), "it is a zip archive without data.pkl, not a checkpoint of torch.save");
-  EXPECT_EQ(error("deflated.pt"), "record 'model/data.pkl' is compressed; torch.save stores records as they are");
+  EXPECT_EQ(error("deflated.pt"),
+            "record 'byteorder' is compressed, expected it stored as it is, as torch.save does");
   EXPECT_EQ(error("whole_module.pt").substr(0, 35), "its pickle holds a torch.nn.modules");
   EXPECT_EQ(error("sparse.pt").substr(0, 49), "its pickle holds a torch.serialization._get_layou");
   EXPECT_EQ(error("big_int.pt"), "its pickle holds an integer that does not fit into 64 bits");

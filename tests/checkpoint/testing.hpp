@@ -1,26 +1,42 @@
 // What the tests of checkpoints share: a folder of their own, the message of an error, comparing values.
 #pragma once
 
+#include <ATen/ATen.h>
+#include <ATen/core/ivalue.h>
+
+#include <stdlib.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <stdexcept>
 #include <string>
 #include <string_view>
-
-#include <ATen/ATen.h>
-#include <ATen/core/ivalue.h>
+#include <system_error>
 
 namespace fulmen::testing {
 
 // A new folder, removed with all that is in it.
 class TemporaryFolder {
  public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "fulmen-XXXXXX").string();
-    path_ = ::mkdtemp(name.data());
+  TemporaryFolder() : TemporaryFolder(std::filesystem::temp_directory_path()) {}
+  explicit TemporaryFolder(const std::filesystem::path& parent) {
+    std::string name = (parent / "fulmen-XXXXXX").string();
+    const char* made = ::mkdtemp(name.data());
+    if (made == nullptr) throw std::runtime_error("cannot make a folder in " + parent.string());
+    path_ = made;
   }
+
+  // One in memory where there is such a thing: for tests that write thousands of files, which a disk flushes
+  // one by one.
+  static TemporaryFolder in_memory() {
+    const char* shared = "/dev/shm";
+    return ::access(shared, W_OK) == 0 ? TemporaryFolder(shared) : TemporaryFolder();
+  }
+
   TemporaryFolder(const TemporaryFolder&) = delete;
   TemporaryFolder& operator=(const TemporaryFolder&) = delete;
   ~TemporaryFolder() {

@@ -3,12 +3,15 @@
 
 #include <gtest/gtest.h>
 #include <pty.h>
+#include <signal.h>
 #include <sys/wait.h>
 
 #include <chrono>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -50,8 +53,8 @@ class Sink {
   std::FILE* stream_;
 };
 
-/// What a terminal shows after `output`: its lines, the widest column written to, and whether the cursor is visible.
-/// Knows the sequences that a Bar may use and fails on any other.
+/// What a terminal shows after `output`: its lines, the widest column written to, and whether the cursor is
+/// visible. Knows the sequences that a Bar may use and fails on any other.
 struct Screen {
   std::vector<std::string> lines{std::string{}};  // one char a column: a character beyond ASCII is '*'
   std::size_t row = 0;
@@ -95,18 +98,20 @@ void wait_ms(int ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)
 
 const std::vector<Field> kFields{{"loss", 0.0312}, {"acc", 0.9783}, {"val/loss", 1.2e-5}, {"val/acc", NAN}};
 
-// --------------------------------------------------------------------------------------------------- the line
+// --------------------------------------------------------------------------------------------------- the
+// line
 
 TEST(Line, Ascii) {
-  const Progress progress{
-      .label = "Epoch 3/9", .done = 469, .total = 938, .elapsed = 23, .rate = 20.5};
+  const Progress progress{.label = "Epoch 3/9", .done = 469, .total = 938, .elapsed = 23, .rate = 20.5};
   const std::vector<Field> fields{{"loss", 0.0312}, {"acc", 97.83}};
-  EXPECT_EQ(render_line(progress, fields, {.width = 100}),
-            "Epoch 3/9 ##############-------------- 469/938  0:00:23 < 0:00:22  20.5 it/s  loss 0.0312  acc 97.83");
+  EXPECT_EQ(
+      render_line(progress, fields, {.width = 100}),
+      "Epoch 3/9 ##############-------------- 469/938  0:00:23 < 0:00:22  20.5 it/s  loss 0.0312  acc 97.83");
   EXPECT_EQ(render_line(progress, fields, {.width = 79}),
-            "Epoch 3/9 #########--------- 469/938  -0:00:22  20.5 it/s  loss 0.0312  acc 97.83");
-  EXPECT_EQ(render_line(progress, fields, {.width = 50}), "Epoch 3/9 ####---- 469/938  -0:00:22  loss 0.0312");
-  EXPECT_EQ(render_line(progress, fields, {.width = 40}), "Epoch 3/9 ####---- 469/938  loss 0.0312");
+            "Epoch 3/9 ########-------- 469/938  -0:00:22  20.5 it/s  loss 0.0312  acc 97.83");
+  EXPECT_EQ(render_line(progress, fields, {.width = 50}),
+            "Epoch 3/9 ####----- 469/938  -0:00:22  loss 0.0312");
+  EXPECT_EQ(render_line(progress, fields, {.width = 40}), "Epoch 3/9 ####----- 469/938  loss 0.0312");
   EXPECT_EQ(render_line(progress, fields, {.width = 30}), "Epoch 3/9 469/938  loss 0.0312");
   EXPECT_EQ(render_line(progress, fields, {.width = 20}), "Epoch 3/9 469/938");
   EXPECT_EQ(render_line(progress, fields, {.width = 12}), "Epoch 3/9");
@@ -116,17 +121,17 @@ TEST(Line, Ascii) {
 
 TEST(Line, Unicode) {
   Progress progress{.label = "Epoch 3/9", .done = 1, .total = 16, .elapsed = 1, .rate = 1};
-  const Capabilities caps{.unicode = true, .width = 18};
-  EXPECT_EQ(render_line(progress, {}, at_width(caps, 25)), "Epoch 3/9 ╸───────  1/16");
+  const Capabilities caps{.unicode = true};
+  EXPECT_EQ(render_line(progress, {}, at_width(caps, 24)), "Epoch 3/9 ╸───────  1/16");
   progress.done = 8;
-  EXPECT_EQ(render_line(progress, {}, at_width(caps, 25)), "Epoch 3/9 ━━━━────  8/16");
+  EXPECT_EQ(render_line(progress, {}, at_width(caps, 24)), "Epoch 3/9 ━━━━────  8/16");
   progress.done = 16;
-  EXPECT_EQ(render_line(progress, {}, at_width(caps, 25)), "Epoch 3/9 ━━━━━━━━ 16/16");
+  EXPECT_EQ(render_line(progress, {}, at_width(caps, 24)), "Epoch 3/9 ━━━━━━━━ 16/16");
 }
 
 TEST(Line, Color) {
   Progress progress{.label = "E", .done = 4, .total = 8, .elapsed = 1, .rate = 1};
-  const std::string line = render_line(progress, {}, at_width(kFull, 16));
+  const std::string line = render_line(progress, {}, at_width(kFull, 14));
   EXPECT_EQ(line, "\033[1mE\033[0m \033[36m━━━━\033[0m\033[90m╺━━━\033[0m 4/8");
   progress.done = 8;
   EXPECT_NE(render_line(progress, {}, kFull).find("\033[32m━"), std::string::npos);
@@ -139,9 +144,11 @@ TEST(Line, FinishedKeepsTheValues) {
       .label = "Epoch 3/9", .done = 938, .total = 938, .elapsed = 46, .rate = 20.5, .finished = true};
   EXPECT_EQ(render_line(progress, kFields, {.width = 80}),
             "Epoch 3/9  0:00:46  loss 0.0312  acc 0.9783  val/loss 1.2e-05  val/acc nan");
-  EXPECT_EQ(render_line(progress, kFields, {.width = 110}),
-            "Epoch 3/9 ###### 938/938  0:00:46  20.5 it/s  loss 0.0312  acc 0.9783  val/loss 1.2e-05  val/acc nan"
-            == std::string{} ? "" : render_line(progress, kFields, {.width = 110}));
+  EXPECT_EQ(render_line(progress, kFields, {.width = 90}),
+            "Epoch 3/9  0:00:46  20.5 it/s  loss 0.0312  acc 0.9783  val/loss 1.2e-05  val/acc nan");
+  EXPECT_EQ(render_line(progress, kFields, {.width = 104}),
+            "Epoch 3/9 ########## 938/938  0:00:46  20.5 it/s  loss 0.0312  acc 0.9783  val/loss 1.2e-05  "
+            "val/acc nan");
   const Progress interrupted{
       .label = "Epoch 3/9", .done = 7, .total = 938, .elapsed = 46, .rate = 20.5, .finished = true};
   EXPECT_NE(render_line(interrupted, kFields, {.width = 90}).find("  7/938"), std::string::npos);
@@ -175,11 +182,18 @@ TEST(Line, NeverExceedsTheWidth) {
   for (const bool finished : {false, true}) {
     for (const bool unicode : {false, true}) {
       for (const bool color : {false, true}) {
-        for (const std::optional<std::int64_t> total : {std::optional<std::int64_t>{}, std::optional<std::int64_t>{938}}) {
-          for (const std::string_view label : {"", "Epoch 3/9", "エポック 3/9 🚀", "a label that is longer than forty columns"}) {
+        for (const std::optional<std::int64_t> total :
+             {std::optional<std::int64_t>{}, std::optional<std::int64_t>{938}}) {
+          for (const std::string_view label :
+               {"", "Epoch 3/9", "エポック 3/9 🚀", "a label that is longer than forty columns"}) {
             for (int width = 0; width <= 160; ++width) {
-              const Progress progress{.label = label, .parent = width % 2 == 0 ? "Epoch" : "", .done = 77,
-                                      .total = total, .elapsed = 5, .rate = 20.5, .finished = finished};
+              const Progress progress{.label = label,
+                                      .parent = width % 2 == 0 ? "Epoch" : "",
+                                      .done = 77,
+                                      .total = total,
+                                      .elapsed = 5,
+                                      .rate = 20.5,
+                                      .finished = finished};
               const Capabilities caps{.tty = true, .color = color, .unicode = unicode, .width = width};
               ASSERT_LE(display_width(render_line(progress, kFields, caps)), width);
             }
@@ -192,12 +206,14 @@ TEST(Line, NeverExceedsTheWidth) {
 
 TEST(Line, Plain) {
   const Progress progress{.label = "Epoch 3/9", .done = 469, .total = 938, .elapsed = 23, .rate = 20.5};
-  EXPECT_EQ(render_plain(progress, kFields, {.width = 20}),
-            "Epoch 3/9 469/938  50%  0:00:23 < 0:00:22  20.5 it/s  loss 0.0312  acc 0.9783  val/loss 1.2e-05  "
-            "val/acc nan");
+  EXPECT_EQ(
+      render_plain(progress, kFields, {.width = 20}),
+      "Epoch 3/9 469/938  50%  0:00:23 < 0:00:22  20.5 it/s  loss 0.0312  acc 0.9783  val/loss 1.2e-05  "
+      "val/acc nan");
 }
 
-// ---------------------------------------------------------------------------------------------------- the bar
+// ---------------------------------------------------------------------------------------------------- the
+// bar
 
 TEST(Bar, OneLineStaysForEachPhase) {
   for (const int width : {40, 80, 160}) {
@@ -338,7 +354,7 @@ TEST(Bar, DueAboutAsOftenAsAsked) {
       bar.draw({});
     }
   }
-  EXPECT_GE(due, 3);   // 20 on an idle machine
+  EXPECT_GE(due, 3);  // 20 on an idle machine
   EXPECT_LE(due, 21);
   EXPECT_GT(steps, 10'000);
 }
@@ -433,7 +449,8 @@ TEST(Bar, TimeInANestedPhaseDoesNotCountIntoTheRate) {
   static_cast<void>(bar.advance(1000));
   bar.finish();
   EXPECT_NE(sink.text().find("it/s"), std::string::npos);
-  EXPECT_TRUE(sink.text().find("k it/s") != std::string::npos || sink.text().find("M it/s") != std::string::npos)
+  EXPECT_TRUE(sink.text().find("k it/s") != std::string::npos ||
+              sink.text().find("M it/s") != std::string::npos)
       << sink.text();
 }
 
@@ -481,7 +498,7 @@ class Terminal : public ::testing::Test {
   std::string after(End end, int& status) {
     const pid_t child = ::fork();
     if (child == 0) {
-      std::freopen("/dev/null", "w", stderr);
+      if (std::freopen("/dev/null", "w", stderr) == nullptr) ::_exit(1);
       Bar bar{tty_, kFull};
       bar.start("Epoch 0/9", 938);
       end();
@@ -532,7 +549,7 @@ TEST_F(Terminal, LeavesSignalHandlersAlone) {
     ::sigaction(signal, nullptr, &action);
     return action.sa_handler;
   };
-  const auto before = std::signal(SIGTERM, SIG_IGN);
+  const auto before = ::signal(SIGTERM, SIG_IGN);
   {
     Bar bar{tty_, kFull};
     bar.start("Epoch 0/9", 938);
@@ -541,7 +558,7 @@ TEST_F(Terminal, LeavesSignalHandlersAlone) {
     bar.finish();
     EXPECT_EQ(disposition(SIGINT), SIG_DFL);
   }
-  std::signal(SIGTERM, before);
+  ::signal(SIGTERM, before);
 }
 
 }  // namespace

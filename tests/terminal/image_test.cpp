@@ -62,7 +62,8 @@ TEST(Image, SideBySide) {
 TEST(Image, SideBySideBeginsANewRow) {
   const std::vector<Lines> blocks{{"aaa", "aaa"}, {"bbb"}, {"ccc"}};
   EXPECT_EQ(side_by_side(blocks, 1, 7), (Lines{"aaa bbb", "aaa", "", "ccc"}));
-  EXPECT_EQ(side_by_side(blocks, 1, 2), (Lines{"aaa", "aaa", "", "bbb", "", "ccc"}));  // one block always fits
+  EXPECT_EQ(side_by_side(blocks, 1, 2),
+            (Lines{"aaa", "aaa", "", "bbb", "", "ccc"}));  // one block always fits
 }
 
 }  // namespace

@@ -165,15 +165,15 @@ TEST(DisplayWidth, Text) {
   EXPECT_EQ(display_width("loss 0.1"), 8);
   EXPECT_EQ(display_width("━╸╺▀█•…"), 7);
   EXPECT_EQ(display_width("Größe"), 5);
-  EXPECT_EQ(display_width("e\u0301"), 1);        // combining acute accent
-  EXPECT_EQ(display_width("\u200B"), 0);         // zero-width space
+  EXPECT_EQ(display_width("e\u0301"), 1);  // combining acute accent
+  EXPECT_EQ(display_width("\u200B"), 0);   // zero-width space
   EXPECT_EQ(display_width("損失"), 4);
   EXPECT_EQ(display_width("한글"), 4);
   EXPECT_EQ(display_width("⚡"), 2);
   EXPECT_EQ(display_width("🚀"), 2);
-  EXPECT_EQ(display_width("a\tb\n"), 2);         // control characters take none
-  EXPECT_EQ(display_width("\xFF\xC3"), 2);       // two bytes that are not UTF-8
-  EXPECT_EQ(display_width("\xE2\x94 x"), 4);     // cut short: the two bytes, one by one
+  EXPECT_EQ(display_width("a\tb\n"), 2);      // control characters take none
+  EXPECT_EQ(display_width("\xFF\xC3"), 2);    // two bytes that are not UTF-8
+  EXPECT_EQ(display_width("\xE2\x94 x"), 4);  // cut short: the two bytes, one by one
   EXPECT_EQ(display_width("\033[1;38;5;99mx\033[0m"), 1);
   EXPECT_EQ(display_width("\033]8;;https://x.y\033\\link\033]8;;\033\\"), 4);
   EXPECT_EQ(display_width("\033"), 0);
@@ -227,10 +227,21 @@ TEST(Styles, EmptyWithoutColor) {
 
 TEST(Numbers, Count) {
   const std::vector<std::pair<std::int64_t, std::string>> cases{
-      {0, "0"},           {7, "7"},          {999, "999"},       {1'000, "1.0 K"},     {1'234, "1.2 K"},
-      {99'999, "100 K"},  {269'722, "269 K"}, {999'999, "999 K"}, {1'000'000, "1.0 M"}, {11'689'512, "11.7 M"},
-      {2'000'000'000, "2.0 B"}, {400'000'000'000'000, "400 T"}, {5'000'000'000'000'000, "5,000 T"},
-      {-1'234, "-1.2 K"}, {std::numeric_limits<std::int64_t>::min(), "-9,223,372 T"}};
+      {0, "0"},
+      {7, "7"},
+      {999, "999"},
+      {1'000, "1.0 K"},
+      {1'234, "1.2 K"},
+      {99'999, "100 K"},
+      {269'722, "269 K"},
+      {999'999, "999 K"},
+      {1'000'000, "1.0 M"},
+      {11'689'512, "11.7 M"},
+      {2'000'000'000, "2.0 B"},
+      {400'000'000'000'000, "400 T"},
+      {5'000'000'000'000'000, "5,000 T"},
+      {-1'234, "-1.2 K"},
+      {std::numeric_limits<std::int64_t>::min(), "-9,223,372 T"}};
   for (const auto& [count, text] : cases) EXPECT_EQ(format_count(count), text);
 }
 
@@ -250,7 +261,8 @@ TEST(Numbers, Duration) {
   EXPECT_EQ(format_duration(5.99), "0:00:05");
   EXPECT_EQ(format_duration(3723), "1:02:03");
   EXPECT_EQ(format_duration(123 * 3600), "123:00:00");
-  for (const double unknown : {-1.0, std::nan(""), HUGE_VAL, 1e300}) EXPECT_EQ(format_duration(unknown), "-:--:--");
+  for (const double unknown : {-1.0, std::nan(""), HUGE_VAL, 1e300})
+    EXPECT_EQ(format_duration(unknown), "-:--:--");
 }
 
 TEST(Numbers, Rate) {
@@ -264,15 +276,17 @@ TEST(Numbers, Rate) {
   EXPECT_EQ(format_rate(2.5e6, "img"), "2.5M img/s");
   EXPECT_EQ(format_rate(1 / 3.4), "3.4 s/it");
   EXPECT_EQ(format_rate(1.0 / 240), "240 s/it");
-  for (const double unknown : {0.0, -1.0, std::nan(""), HUGE_VAL, 1e-300}) EXPECT_EQ(format_rate(unknown), "- it/s");
+  for (const double unknown : {0.0, -1.0, std::nan(""), HUGE_VAL, 1e-300})
+    EXPECT_EQ(format_rate(unknown), "- it/s");
 }
 
 TEST(Numbers, Value) {
   const std::vector<std::pair<double, std::string>> cases{
-      {0.0312, "0.0312"}, {97.83, "97.83"},      {1.2e-5, "1.2e-05"}, {0.123456, "0.1235"},  {-0.5, "-0.5"},
-      {0.0, "0"},         {-0.0, "0"},           {3.0, "3"},          {1234567.0, "1234567"}, {12345.6, "12346"},
-      {1e10, "1e+10"},    {std::nan(""), "nan"}, {-std::nan(""), "nan"}, {HUGE_VAL, "inf"},   {-HUGE_VAL, "-inf"},
-      {999.96, "1000"},   {1e-300, "1e-300"}};
+      {0.0312, "0.0312"},     {97.83, "97.83"},   {1.2e-5, "1.2e-05"}, {0.123456, "0.1235"},
+      {-0.5, "-0.5"},         {0.0, "0"},         {-0.0, "0"},         {3.0, "3"},
+      {1234567.0, "1234567"}, {12345.6, "12346"}, {1e10, "1e+10"},     {std::nan(""), "nan"},
+      {-std::nan(""), "nan"}, {HUGE_VAL, "inf"},  {-HUGE_VAL, "-inf"}, {999.96, "1000"},
+      {1e-300, "1e-300"}};
   for (const auto& [value, text] : cases) EXPECT_EQ(format_value(value), text);
 }
 

@@ -23,9 +23,12 @@ class ProgressBar {
   explicit ProgressBar(double refresh_hz = 10.0, std::FILE* out = stdout) : refresh_hz_(refresh_hz), out_(out) {}
 
   void on_train_epoch_start(Context& ctx) {
-    const std::int64_t max_epochs = ctx.options().max_epochs;
-    begin(ctx, max_epochs > 0 && ctx.options().fast_dev_run == 0 ? fmt::format("Epoch {}/{}", ctx.epoch(), max_epochs - 1)
-                                                                 : fmt::format("Epoch {}", ctx.epoch()));
+    if (const std::int64_t max_epochs = ctx.options().max_epochs; max_epochs > 0 && ctx.options().fast_dev_run == 0) {
+      const std::string last = std::to_string(max_epochs - 1);
+      begin(ctx, fmt::format("Epoch {:>{}}/{}", ctx.epoch(), last.size(), last));
+    } else {
+      begin(ctx, fmt::format("Epoch {}", ctx.epoch()));
+    }
   }
   void on_train_batch_end(Context& ctx) { advance(ctx); }
   void on_train_epoch_end(Context& ctx) { end(ctx, true); }

@@ -1,5 +1,17 @@
-// Checkpoint files in the format of Python's torch.save: checkpoint::write(path, value), checkpoint::read(path).
+// Checkpoint files in the format of Python's torch.save: checkpoint::write(path, value),
+// checkpoint::read(path).
 #pragma once
+
+#include <fulmen/checkpoint/atomic_file.hpp>
+#include <fulmen/checkpoint/pickle.hpp>
+#include <fulmen/checkpoint/unpickle.hpp>
+#include <fulmen/checkpoint/zip.hpp>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/core/ivalue.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -14,16 +26,6 @@
 #include <utility>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/core/ivalue.h>
-#include <ATen/ops/empty.h>
-#include <c10/util/Exception.h>
-
-#include <fulmen/checkpoint/atomic_file.hpp>
-#include <fulmen/checkpoint/pickle.hpp>
-#include <fulmen/checkpoint/zip.hpp>
-
 namespace fulmen::checkpoint {
 
 namespace detail {
@@ -35,15 +37,25 @@ inline std::string one_line(const c10::Error& error) {
   return text;
 }
 
-// Decides what is written of each tensor's storage. It finds the tensors of a value, refuses what a checkpoint cannot
-// hold, and then places them.
+// A message with names from an untrusted file in it, fit for a terminal: one line, not too long.
+inline std::string printable(std::string text) {
+  if (text.size() > 300) text = text.substr(0, 300) + "...";
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
+  }
+  return text;
+}
+
+// Decides what is written of each tensor's storage. It finds the tensors of a value, refuses what a
+// checkpoint cannot hold, and then places them.
 //
-// torch.save writes every storage whole, so that a row of a huge matrix takes as much as the matrix. Here only what the
-// value's tensors cover is written: tensors that overlap in memory go into one record and still overlap when they
-// are read; tensors that do not, though they are views of one storage, get a record each.
+// torch.save writes every storage whole, so that a row of a huge matrix takes as much as the matrix. Here
+// only what the value's tensors cover is written: tensors that overlap in memory go into one record and still
+// overlap when they are read; tensors that do not, though they are views of one storage, get a record each.
 class StoragePlan {
  public:
-  // Bytes to be written: those of `tensor`, dense and in its own order. Copied from the device one record at a time.
+  // Bytes to be written: those of `tensor`, dense and in its own order. Copied from the device one record at
+  // a time.
   struct Record {
     at::Tensor tensor;
     bool make_contiguous = false;
@@ -66,8 +78,8 @@ class StoragePlan {
   };
 
   struct Item {
-    at::Tensor tensor;    // detached, conjugation and negation done
-    const void* identity;  // of the tensor in the value
+    at::Tensor tensor;        // detached, conjugation and negation done
+    const void* identity;     // of the tensor in the value
     std::uint64_t begin = 0;  // bytes of its storage that it covers
     std::uint64_t end = 0;
   };
@@ -76,7 +88,7 @@ class StoragePlan {
     if (path == nullptr) return "the value";
     std::string result;
     for (const Path* p = path; p != nullptr; p = p->parent) {
-      std::string name = p->key == nullptr  ? std::to_string(p->index)
+      std::string name = p->key == nullptr    ? std::to_string(p->index)
                          : p->key->isString() ? p->key->toStringRef()
                          : p->key->isInt()    ? std::to_string(p->key->toInt())
                                               : p->key->tagKind();
@@ -85,63 +97,71 @@ class StoragePlan {
     return "'" + result + "'";
   }
 
-  void collect(const c10::IValue& value, const Path* path, int depth) {
-    if (depth > kMaxDepth) {
-      throw std::invalid_argument("values are nested more than " + std::to_string(kMaxDepth) +
-                                  " deep (does a container contain itself?)");
-    }
+  // Gives how deep the value is nested, and finds its tensors.
+  std::int32_t collect(const c10::IValue& value, const Path* path, std::int32_t depth) {
     if (value.isNone() || value.isBool() || value.isInt() || value.isDouble() || value.isComplexDouble() ||
         value.isString() || value.isDevice()) {
-      return;
+      return 0;
     }
     if (value.isTensor()) {
       collect_tensor(value.toTensor(), path);
-    } else if (value.isGenericDict()) {
-      if (!seen_.insert(value.internalToPointer()).second) return;
+      return 0;
+    }
+    if (!value.isGenericDict() && !value.isList() && !value.isTuple()) {
+      throw std::invalid_argument(text(path) + " is a " + value.tagKind() +
+                                  ", expected tensors, numbers, strings, None, lists, tuples and dicts");
+    }
+    const auto [known, fresh] = heights_.try_emplace(value.internalToPointer(), -1);
+    if (!fresh) {
+      if (known->second < 0) throw std::invalid_argument(text(path) + " is a container that contains itself");
+      return known->second;
+    }
+    std::int32_t height = 0;
+    const auto check_depth = [](std::int32_t levels) {
+      if (levels > kMaxDepth) {
+        throw std::invalid_argument("values are nested more than " + std::to_string(kMaxDepth) + " deep");
+      }
+    };
+    check_depth(depth);
+    const auto collect_item = [&](const c10::IValue& item, const Path& here) {
+      height = std::max(height, collect(item, &here, depth + 1) + 1);
+      check_depth(height);
+    };
+    if (value.isGenericDict()) {
       const c10::impl::GenericDict dict = value.toGenericDict();
       for (const auto& entry : dict) {
         const c10::IValue& key = entry.key();
-        const Path here{path, &key, 0};
         if (!key.isString() && !key.isInt() && !key.isDouble() && !key.isBool()) {
           throw std::invalid_argument(text(path) + " has a key that is a " + key.tagKind() +
                                       ", expected a string or a number");
         }
-        collect(entry.value(), &here, depth + 1);
-      }
-    } else if (value.isList()) {
-      if (!seen_.insert(value.internalToPointer()).second) return;
-      std::size_t index = 0;
-      for (const c10::IValue& item : value.toListRef()) {
-        const Path here{path, nullptr, index++};
-        collect(item, &here, depth + 1);
-      }
-    } else if (value.isTuple()) {
-      if (!seen_.insert(value.internalToPointer()).second) return;
-      std::size_t index = 0;
-      for (const c10::IValue& item : value.toTupleRef().elements()) {
-        const Path here{path, nullptr, index++};
-        collect(item, &here, depth + 1);
+        collect_item(entry.value(), {path, &key, 0});
       }
     } else {
-      throw std::invalid_argument(text(path) + " is a " + value.tagKind() +
-                                  ", expected tensors, numbers, strings, None, lists, tuples and dicts");
+      const auto items =
+          value.isList() ? value.toListRef() : c10::ArrayRef<c10::IValue>(value.toTupleRef().elements());
+      for (std::size_t i = 0; i < items.size(); ++i) collect_item(items[i], {path, nullptr, i});
     }
+    heights_[value.internalToPointer()] = height;
+    return height;
   }
 
   void collect_tensor(const at::Tensor& tensor, const Path* path) {
     if (!tensor.defined()) return;
     const void* identity = tensor.unsafeGetTensorImpl();
     if (!seen_.insert(identity).second) return;
-    if (tensor.layout() != c10::kStrided || tensor.is_quantized() || tensor.is_nested() || !tensor.has_storage()) {
-      throw std::invalid_argument("tensor " + text(path) + " is sparse, quantized, nested or without a storage, expected a "
-                                  "dense one");
+    if (tensor.layout() != c10::kStrided || tensor.is_quantized() || tensor.is_nested() ||
+        !tensor.has_storage()) {
+      throw std::invalid_argument(text(path) +
+                                  " is a tensor that is sparse, quantized, nested or without a storage, "
+                                  "expected a dense one");
     }
     if (tensor.is_meta()) {
-      throw std::invalid_argument("tensor " + text(path) + " is on the meta device, which holds no data");
+      throw std::invalid_argument(text(path) + " is a tensor on the meta device, which holds no data");
     }
     if (dtype_name(tensor.scalar_type()).empty()) {
-      throw std::invalid_argument("tensor " + text(path) + " has the dtype " + c10::toString(tensor.scalar_type()) +
-                                  ", which a checkpoint cannot hold");
+      throw std::invalid_argument(text(path) + " is a tensor of dtype " +
+                                  c10::toString(tensor.scalar_type()) + ", which a checkpoint cannot hold");
     }
     Item item{.tensor = tensor.detach().resolve_conj().resolve_neg(), .identity = identity};
     const std::uint64_t element = item.tensor.element_size();
@@ -150,7 +170,8 @@ class StoragePlan {
     if (item.tensor.numel() > 0) {
       std::uint64_t last = 0;
       for (std::int64_t d = 0; d < item.tensor.dim(); ++d) {
-        last += static_cast<std::uint64_t>(item.tensor.size(d) - 1) * static_cast<std::uint64_t>(item.tensor.stride(d));
+        last += static_cast<std::uint64_t>(item.tensor.size(d) - 1) *
+                static_cast<std::uint64_t>(item.tensor.stride(d));
       }
       item.end = item.begin + (last + 1) * element;
     }
@@ -158,7 +179,8 @@ class StoragePlan {
   }
 
   void place_all() {
-    // Group by storage, keeping the order in which storages were first seen: records then are in the value's order.
+    // Group by storage, keeping the order in which storages were first seen: records then are in the value's
+    // order.
     std::unordered_map<const void*, std::size_t> groups_of;
     std::vector<std::vector<Item*>> groups;
     for (Item& item : items_) {
@@ -173,7 +195,8 @@ class StoragePlan {
       groups[found->second].push_back(&item);
     }
     for (std::vector<Item*>& group : groups) {
-      std::stable_sort(group.begin(), group.end(), [](const Item* a, const Item* b) { return a->begin < b->begin; });
+      std::stable_sort(group.begin(), group.end(),
+                       [](const Item* a, const Item* b) { return a->begin < b->begin; });
       for (std::size_t first = 0; first < group.size();) {
         std::uint64_t end = group[first]->end;
         std::size_t next = first + 1;
@@ -197,11 +220,12 @@ class StoragePlan {
       return item->tensor.scalar_type() == first.scalar_type();
     });
     const std::uint64_t element = first.element_size();
-    // Elements in between that no tensor of the value has (a column of a matrix): written without them, unless
-    // several tensors with different views need them for their layout.
-    const bool has_gaps = same_view && end - items.front()->begin > static_cast<std::uint64_t>(first.numel()) * element;
-    // Python's torch.load gives one dtype to a storage, the first it meets: views of different dtypes need the untyped form.
-    // The range then starts where an element of each dtype can.
+    // Elements in between that no tensor of the value has (a column of a matrix): written without them,
+    // unless several tensors with different views need them for their layout.
+    const bool has_gaps =
+        same_view && end - items.front()->begin > static_cast<std::uint64_t>(first.numel()) * element;
+    // Python's torch.load gives one dtype to a storage, the first it meets: views of different dtypes need
+    // the untyped form. The range then starts where an element of each dtype can.
     const bool untyped = !same_dtype || typed_dtype(first.scalar_type()) == nullptr;
     const std::uint64_t begin = same_dtype ? items.front()->begin : items.front()->begin / 16 * 16;
 
@@ -230,7 +254,8 @@ class StoragePlan {
                         .strides = item->tensor.strides().vec()};
       if (has_gaps) {
         std::int64_t stride = 1;
-        for (std::size_t d = place.sizes.size(); d-- > 0; stride *= std::max<std::int64_t>(place.sizes[d], 1)) {
+        for (std::size_t d = place.sizes.size(); d-- > 0;
+             stride *= std::max<std::int64_t>(place.sizes[d], 1)) {
           place.strides[d] = stride;
         }
       }
@@ -239,7 +264,8 @@ class StoragePlan {
     records_.push_back(std::move(record));
   }
 
-  std::unordered_set<const void*> seen_;
+  std::unordered_map<const void*, std::int32_t> heights_;  // of containers; -1 while collect() is inside
+  std::unordered_set<const void*> seen_;                   // tensors
   std::vector<Item> items_;
   TensorPlaces places_;
   std::vector<Record> records_;
@@ -256,14 +282,17 @@ inline std::string describe_foreign(const InputFile& file) {
   // PROTO, then LONG1 0x1950a86a20f9469cfc6c.
   constexpr std::string_view kLegacyMagic("\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", 12);
   if (view.size() > 14 && view[0] == '\x80' && has(kLegacyMagic, 2)) {
-    return "it is in the legacy format of torch.save (before PyTorch 1.6, or _use_new_zipfile_serialization=False): "
+    return "it is in the legacy format of torch.save (before PyTorch 1.6, or "
+           "_use_new_zipfile_serialization=False): "
            "load it in Python and torch.save it again";
   }
-  if (has("ustar", 257)) return "it is a tar archive (PyTorch before 0.1.12?): load it in Python and torch.save it again";
+  if (has("ustar", 257))
+    return "it is a tar archive (PyTorch before 0.1.12?): load it in Python and torch.save it again";
   if (has("\x80") && view.size() > 1 && view[1] >= 2 && view[1] <= 5) {
     return "it is a plain Python pickle, not a checkpoint of torch.save";
   }
-  if (view.size() > 8 && view[8] == '{') return "it looks like a safetensors file, not a checkpoint of torch.save";
+  if (view.size() > 8 && view[8] == '{')
+    return "it looks like a safetensors file, not a checkpoint of torch.save";
   if (has("\x89HDF")) return "it is an HDF5 file (Keras?), not a checkpoint of torch.save";
   if (has("\x93NUMPY")) return "it is a NumPy array, not a checkpoint of torch.save";
   if (has("\x1f\x8b")) return "it is compressed with gzip: unpack it first";
@@ -275,8 +304,9 @@ inline c10::IValue read_archive(const std::filesystem::path& path) {
   if (file.size() < 4 || file.read(0, 4) != "PK\x03\x04") throw std::runtime_error(describe_foreign(file));
   const ZipReader records(file);
   if (records.contains("constants.pkl")) {
-    throw std::runtime_error("it is a TorchScript archive (torch.jit.save, or torch::save of C++): read it with "
-                             "torch::jit::load or torch::load");
+    throw std::runtime_error(
+        "it is a TorchScript archive (torch.jit.save, or torch::save of C++): read it with "
+        "torch::jit::load or torch::load");
   }
   if (!records.contains("data.pkl")) {
     throw std::runtime_error(records.contains_suffix(".npy")
@@ -294,22 +324,25 @@ inline c10::IValue read_archive(const std::filesystem::path& path) {
 
 }  // namespace detail
 
-// Writes a value so that Python's torch.load(path, weights_only=True) and read() below give it back.
-//
-// Values: tensors, None, bool, int, double, complex, string, Device, and lists, tuples and dicts of them (keys: strings,
-// ints, doubles, bools), nested to a depth of 500. A string that is not UTF-8 is bytes in Python; an undefined tensor
-// is None. What occurs twice (a tensor, a container) is one object again when read.
-//
-// Tensors are written detached, from whatever device, and are on the CPU when read. Those that overlap in memory still do
-// after reading; of a storage, only the part that the value's tensors cover is written (torch.save writes all of it).
-// A tensor alone on its memory keeps its strides if it has no gaps (channels_last, transposed), else it becomes contiguous.
-// Overlapping tensors of different dtypes, 16- to 64-bit unsigned integers, complex32 and 8-bit floats need PyTorch 2.1 to be read.
-//
-// The file is written aside, flushed and renamed (see AtomicFile): a kill, a full disk or a power cut leaves the previous
-// file whole. Each record carries its CRC-32, which read() and any zip tool verify.
-//
-// Errors: std::invalid_argument "cannot write checkpoint '<path>': <which value and why>" for what no checkpoint holds;
-// std::runtime_error "cannot write checkpoint '<path>': No space left on device" (and so on) for the file.
+/// Writes a value so that Python's torch.load(path, weights_only=True) and read() below give it back.
+///
+/// Values: tensors, None, bool, int, double, complex, string, Device, and lists, tuples and dicts of them
+/// (keys: strings, ints, doubles, bools), nested to a depth of 500. A string that is not UTF-8 is bytes in
+/// Python; an undefined tensor is None. What occurs twice (a tensor, a container) is one object again when
+/// read.
+///
+/// Tensors are written detached, from whatever device, and are on the CPU when read. Those that overlap in
+/// memory still do after reading; of a storage, only the part that the value's tensors cover is written
+/// (torch.save writes all of it). A tensor alone on its memory keeps its strides if it has no gaps
+/// (channels_last, transposed), else it becomes contiguous. Overlapping tensors of different dtypes, 16- to
+/// 64-bit unsigned integers, complex32 and 8-bit floats need PyTorch 2.1 to be read.
+///
+/// The file is written aside, flushed and renamed (see AtomicFile): a kill, a full disk or a power cut leaves
+/// the previous file whole. Each record carries its CRC-32, which read() and any zip tool verify.
+///
+/// Errors: std::invalid_argument "cannot write checkpoint '<path>': <which value and why>" for what no
+/// checkpoint holds; std::runtime_error "cannot write checkpoint '<path>': No space left on device" (and so
+/// on) for the file.
 inline void write(const std::filesystem::path& path, const c10::IValue& value) {
   const std::string prefix = "cannot write checkpoint '" + path.string() + "': ";
   const at::NoGradGuard no_grad;
@@ -347,15 +380,16 @@ inline void write(const std::filesystem::path& path, const c10::IValue& value) {
   }
 }
 
-// Reads what write() or Python's torch.save wrote: the content that torch.load(weights_only=True) accepts, but for sparse,
-// quantized, nested and meta tensors. All tensors are on the CPU. Parameters are tensors that require a gradient;
-// OrderedDict and Counter are dicts, their attributes (a module's _metadata) dropped; bytes are strings; torch.Size
-// is a tuple; sets are lists; a dtype is an int (IValue::toScalarType); a storage is a tensor of one dimension.
-//
-// The file is not trusted: offsets, sizes and CRCs are checked, and nothing in it is run. Memory is within a
-// constant factor of the file's size.
-//
-// Errors: std::runtime_error "cannot read checkpoint '<path>': <what was found, what was expected>".
+/// Reads what write() or Python's torch.save wrote: the content that torch.load(weights_only=True) accepts,
+/// but for sparse, quantized, nested and meta tensors. All tensors are on the CPU. Parameters are tensors
+/// that require a gradient; OrderedDict and Counter are dicts, their attributes (a module's _metadata)
+/// dropped; bytes are strings; torch.Size is a tuple; sets are lists; a dtype is an int
+/// (IValue::toScalarType); a storage is a tensor of one dimension.
+///
+/// The file is not trusted: offsets, sizes and CRCs are checked, and nothing in it is run. Memory is within a
+/// constant factor of the file's size.
+///
+/// Errors: std::runtime_error "cannot read checkpoint '<path>': <what was found, what was expected>".
 inline c10::IValue read(const std::filesystem::path& path) {
   const at::NoGradGuard no_grad;
   std::string reason;
@@ -368,7 +402,7 @@ inline c10::IValue read(const std::filesystem::path& path) {
   } catch (const std::exception& error) {
     reason = error.what();
   }
-  throw std::runtime_error("cannot read checkpoint '" + path.string() + "': " + reason);
+  throw std::runtime_error("cannot read checkpoint '" + path.string() + "': " + detail::printable(reason));
 }
 
 }  // namespace fulmen::checkpoint

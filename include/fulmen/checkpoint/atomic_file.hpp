@@ -1,4 +1,5 @@
-// A file that appears whole or not at all: written aside in the same folder, flushed, then renamed into place.
+// A file that appears whole or not at all: written aside in the same folder, flushed, then renamed into
+// place.
 #pragma once
 
 #include <fcntl.h>
@@ -48,31 +49,34 @@ inline std::string reason_of(int error) { return std::generic_category().message
 
 }  // namespace detail
 
-// Writes a file so that a reader finds the previous file or the new one, never a part, whatever kills the
-// process, fills the disk or cuts the power in between.
-//
-//   checkpoint::AtomicFile file(path);
-//   file.append(bytes, size);
-//   file.commit();  // without it the destructor discards what has been written
-//
-// The bytes go to a file without a name in the target's folder (Linux's O_TMPFILE), which a kill leaves no trace
-// of; where the file system has no such thing, to `.<name>.tmp-<pid>-<n>`. commit() flushes it to the disk, renames it
-// over the target and flushes the folder. A symbolic link at the target is replaced, not followed.
-//
-// Errors: std::runtime_error "cannot write <kind> '<path>': <reason>". The destructor never throws.
+/// Writes a file so that a reader finds the previous file or the new one, never a part, whatever kills the
+/// process, fills the disk or cuts the power in between.
+///
+///   checkpoint::AtomicFile file(path);
+///   file.append(bytes, size);
+///   file.commit();  // without it the destructor discards what has been written
+///
+/// The bytes go to a file without a name in the target's folder (Linux's O_TMPFILE), which a kill leaves no
+/// trace of; where the file system has no such thing, to `.<name>.tmp-<pid>-<n>`. commit() flushes it to the
+/// disk, renames it over the target and flushes the folder. A symbolic link at the target is replaced, not
+/// followed.
+///
+/// Errors: std::runtime_error "cannot write <kind> '<path>': <reason>". The destructor never throws.
 class AtomicFile {
  public:
-  // Starts the file. `kind` is what messages call it. The folder has to be there; what is at `target` may be
-  // nothing, a regular file or a link: renaming over a device such as /dev/null would destroy it.
-  explicit AtomicFile(std::filesystem::path target, std::string kind = "file")
+  /// Starts the file. `kind` is what messages call it. The folder has to be there; what is at `target` may be
+  /// nothing, a regular file or a link: renaming over a device such as /dev/null would destroy it. `unnamed`
+  /// is there for the tests.
+  explicit AtomicFile(std::filesystem::path target, std::string kind = "file", bool unnamed = true)
       : target_(std::move(target)), kind_(std::move(kind)), folder_(target_.parent_path()) {
     if (folder_.empty()) folder_ = ".";
     if (!target_.has_filename()) fail("the path names no file");
-    struct stat at_target{};
-    if (::lstat(target_.c_str(), &at_target) == 0 && !S_ISREG(at_target.st_mode) && !S_ISLNK(at_target.st_mode)) {
+    struct stat at_target {};
+    if (::lstat(target_.c_str(), &at_target) == 0 && !S_ISREG(at_target.st_mode) &&
+        !S_ISLNK(at_target.st_mode)) {
       fail(S_ISDIR(at_target.st_mode) ? "it is a folder" : "it is neither a regular file nor a link");
     }
-    open_unnamed();
+    if (unnamed) open_unnamed();
     if (!file_) open_named();
   }
 
@@ -80,7 +84,7 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
   ~AtomicFile() { discard(); }
 
-  // Appends `size` bytes.
+  /// Appends `size` bytes.
   void append(const void* bytes, std::size_t size) {
     const auto* next = static_cast<const char*>(bytes);
     while (size > 0) {
@@ -94,11 +98,11 @@ class AtomicFile {
     }
   }
 
-  // Bytes appended so far.
+  /// Bytes appended so far.
   std::uint64_t size() const { return size_; }
 
-  // Flushes the file, gives it its name and flushes the folder. After an error the target is as it was, but
-  // for an error of the very last step: then it is the new file, which a power cut might still undo.
+  /// Flushes the file, gives it its name and flushes the folder. After an error the target is as it was, but
+  /// for an error of the very last step: then it is the new file, which a power cut might still undo.
   void commit() {
     if (::fsync(file_.get()) != 0) fail(detail::reason_of(errno));
     if (temporary_.empty()) link_unnamed();
@@ -127,8 +131,8 @@ class AtomicFile {
   std::filesystem::path next_temporary() const {
     static std::atomic<unsigned> count{0};
     // A long name is cut, so that the temporary's stays within the 255 bytes a file system allows.
-    return folder_ / ("." + target_.filename().string().substr(0, 200) + ".tmp-" + std::to_string(::getpid()) +
-                      "-" + std::to_string(count++));
+    return folder_ / ("." + target_.filename().string().substr(0, 200) + ".tmp-" +
+                      std::to_string(::getpid()) + "-" + std::to_string(count++));
   }
 
   std::string unnamed_link() const { return "/proc/self/fd/" + std::to_string(file_.get()); }

@@ -53,10 +53,9 @@ inline std::uint32_t crc32_by_table(std::uint32_t crc, const unsigned char* data
 }
 
 #if FULMEN_CRC32_PCLMUL
-// The same by carry-less multiplication, four 128-bit lanes at once: above 10 GB/s. `size` is a multiple of 16
-// and at least 64.
-// Source: Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction", Intel 2009;
-// the constants are those it gives for this polynomial.
+// The same by carry-less multiplication, four 128-bit lanes at once: above 10 GB/s. `size` is a multiple of
+// 16 and at least 64. Source: Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ
+// Instruction", Intel 2009; the constants are those it gives for this polynomial.
 __attribute__((target("pclmul,sse4.1"))) inline std::uint32_t crc32_by_pclmul(std::uint32_t crc,
                                                                               const unsigned char* data,
                                                                               std::size_t size) {

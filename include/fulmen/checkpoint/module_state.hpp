@@ -1,6 +1,11 @@
 // The state of a torch::nn::Module, in the names and the order of Python's state_dict().
 #pragma once
 
+#include <fulmen/checkpoint/state.hpp>
+
+#include <ATen/core/grad_mode.h>
+#include <torch/nn/module.h>
+
 #include <cstddef>
 #include <stdexcept>
 #include <string>
@@ -8,18 +13,13 @@
 #include <utility>
 #include <vector>
 
-#include <ATen/core/grad_mode.h>
-#include <torch/nn/module.h>
-
-#include <fulmen/checkpoint/state.hpp>
-
 namespace fulmen {
 
 namespace detail {
 
-// Calls visit(name, tensor) for each parameter and buffer in the order of Python's state_dict(): a module's own
-// parameters, its own buffers, then its children, depth first. LibTorch's parameters(true) has another order.
-// A module registered twice comes twice, as in Python.
+// Calls visit(name, tensor) for each parameter and buffer in the order of Python's state_dict(): a module's
+// own parameters, its own buffers, then its children, depth first. A module registered twice comes twice, as
+// in Python.
 template <class Visit>
 void for_each_module_tensor(const torch::nn::Module& module, const std::string& prefix, Visit& visit) {
   for (const auto& parameter : module.named_parameters(/*recurse=*/false)) {
@@ -47,26 +47,29 @@ inline void append_keys(std::string& message, const char* title, const std::vect
 
 }  // namespace detail
 
-// The parameters and buffers of a module by name, as Python's module.state_dict() has them: what torch.load gives can
-// be loaded into the same architecture in Python with strict=True. The tensors are detached and share the module's memory:
-// write the state or clone it before the next step. (LibTorch's buffers are all persistent; undefined ones are left out.)
+/// The parameters and buffers of a module by name, as Python's module.state_dict() has them: what torch.load
+/// gives can be loaded into the same architecture in Python with strict=True. The tensors are detached and
+/// share the module's memory: write the state or clone it before the next step. (LibTorch's buffers are all
+/// persistent; undefined ones are left out.)
 inline State module_state(const torch::nn::Module& module) {
   State state(module.name());
-  const auto visit = [&](const std::string& name, const at::Tensor& tensor) { state.set(name, tensor.detach()); };
+  const auto visit = [&](const std::string& name, const at::Tensor& tensor) {
+    state.set(name, tensor.detach());
+  };
   detail::for_each_module_tensor(module, "", visit);
   return state;
 }
 
-// What load_module_state() has not used, if it is not strict.
+/// What load_module_state() has not used, if it is not strict.
 struct KeyMismatch {
   std::vector<std::string> missing;     // in the module, not in the state
   std::vector<std::string> unexpected;  // in the state, not in the module
 };
 
-// Copies a state, of ours or of Python, into a module's parameters and buffers: in place, without a gradient, to their
-// device and dtype.
-// Error: std::runtime_error with all missing and unexpected keys, and all values of another shape or kind, in one message;
-// then nothing has been changed. Without `strict`, missing and unexpected keys are no error but given back.
+/// Copies a state, of ours or of Python, into a module's parameters and buffers: in place, without a
+/// gradient, to their device and dtype. Error: std::runtime_error with all missing and unexpected keys, and
+/// all values of another shape or kind, in one message; then nothing has been changed. Without `strict`,
+/// missing and unexpected keys are no error but given back.
 inline KeyMismatch load_module_state(torch::nn::Module& module, const State& state, bool strict = true) {
   KeyMismatch mismatch;
   std::vector<std::string> unfit;
@@ -94,8 +97,9 @@ inline KeyMismatch load_module_state(torch::nn::Module& module, const State& sta
   }
 
   if (!unfit.empty() || (strict && !(mismatch.missing.empty() && mismatch.unexpected.empty()))) {
-    std::string message = "cannot load " + (state.owner().empty() ? "the state" : "the state of " + state.owner()) +
-                          " into " + module.name() + ":";
+    std::string message = "cannot load " +
+                          (state.owner().empty() ? "the state" : "the state of " + state.owner()) + " into " +
+                          module.name() + ":";
     if (strict) {
       detail::append_keys(message, "missing keys", mismatch.missing);
       detail::append_keys(message, "unexpected keys", mismatch.unexpected);

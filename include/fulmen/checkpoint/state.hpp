@@ -1,5 +1,12 @@
-// fulmen::State: what state_dict() gives and load_state_dict() takes, a dict of named values with readable errors.
+// fulmen::State: what state_dict() gives and load_state_dict() takes, a dict of named values with readable
+// errors.
 #pragma once
+
+#include <ATen/core/Dict.h>
+#include <ATen/core/List.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
+#include <ATen/core/jit_type.h>
 
 #include <concepts>
 #include <cstddef>
@@ -12,12 +19,6 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
-
-#include <ATen/core/Dict.h>
-#include <ATen/core/List.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/core/ivalue.h>
-#include <ATen/core/jit_type.h>
 
 namespace fulmen {
 
@@ -54,19 +55,18 @@ inline constexpr bool cannot_be_in_a_state = false;
 
 }  // namespace detail
 
-// A dict from names (or integers, as Python's optimizers have) to values, in order of insertion:
-//
-//   State state("AdamW");
-//   state.set("lr", lr).set("step", step).set("exp_avg", exp_avg);  // numbers, strings, tensors, States, vectors
-//   checkpoint::write(path, state);
-//   const State back(checkpoint::read(path), "AdamW");
-//   lr = back.get<double>("lr");
-//
-// Errors are std::runtime_error "state of AdamW: key 'lr' is a string, expected a number".
-// Like Python's dict it is a reference: a copy has the same contents, and tensors are not copied either.
+/// A dict from names (or integers, as Python's optimizers have) to values, in order of insertion:
+///
+///   State state("AdamW");
+///   state.set("lr", lr).set("step", step).set("exp_avg", exp_avg);  // numbers, strings, tensors, States,
+///   vectors checkpoint::write(path, state); const State back(checkpoint::read(path), "AdamW"); lr =
+///   back.get<double>("lr");
+///
+/// Errors are std::runtime_error "state of AdamW: key 'lr' is a string, expected a number".
+/// Like Python's dict it is a reference: a copy has the same contents, and tensors are not copied either.
 class State {
  public:
-  // A name, or an integer.
+  /// A name, or an integer.
   class Key {
    public:
     Key(std::string name) : value_(std::move(name)) {}
@@ -77,44 +77,49 @@ class State {
     Key(Int index) : value_(static_cast<std::int64_t>(index)) {}
 
     const c10::IValue& value() const { return value_; }
-    std::string text() const { return value_.isString() ? value_.toStringRef() : std::to_string(value_.toInt()); }
+    std::string text() const {
+      return value_.isString() ? value_.toStringRef() : std::to_string(value_.toInt());
+    }
 
    private:
     c10::IValue value_;
   };
 
-  // An empty state; `owner` is whose it is, for messages.
+  /// An empty state; `owner` is whose it is, for messages.
   explicit State(std::string owner = "")
       : owner_(std::move(owner)), dict_(c10::AnyType::get(), c10::AnyType::get()) {}
 
-  // A dict as a state. Error: the value is no dict.
-  // (A template, since whatever converts to an IValue, a string too, would come here.)
+  /// A dict as a state. Error: the value is no dict.
+  /// (A template, since whatever converts to an IValue, a string too, would come here.)
   template <std::same_as<c10::IValue> Value>
   explicit State(const Value& value, std::string owner = "") : State(std::move(owner)) {
-    if (!value.isGenericDict()) throw std::runtime_error(head() + "it is " + detail::kind_of(value) + ", expected a dict");
+    if (!value.isGenericDict())
+      throw std::runtime_error(head() + "it is " + detail::kind_of(value) + ", expected a dict");
     dict_ = value.toGenericDict();
   }
 
-  // Puts a value under a key, in place of the one there. T: bool, integers, floating-point numbers, strings, at::Tensor,
-  // State, c10::IValue; std::vector and std::optional of these (a list; None for nothing).
-  // Error: std::runtime_error for an unsigned integer above INT64_MAX.
+  /// Puts a value under a key, in place of the one there. T: bool, integers, floating-point numbers, strings,
+  /// at::Tensor, State, c10::IValue; std::vector and std::optional of these (a list; None for nothing).
+  /// Error: std::runtime_error for an unsigned integer above INT64_MAX.
   template <class T>
   State& set(const Key& key, const T& value) {
     dict_.insert_or_assign(key.value(), pack(key, value));
     return *this;
   }
 
-  // The value under a key, as a T of those that set() takes. A number is given as double, an integer too; an
-  // integer only if it fits into T. A vector is given from a list or a tuple.
-  // Error: the key is missing, or its value is something else.
+  /// The value under a key, as a T of those that set() takes. A number is given as double, an integer too; an
+  /// integer only if it fits into T. A vector is given from a list or a tuple.
+  /// Error: the key is missing, or its value is something else.
   template <class T>
   T get(const Key& key) const {
     const auto found = dict_.find(key.value());
-    if (found == dict_.end()) throw std::runtime_error(head() + "key '" + key.text() + "' is missing; " + known_keys());
+    if (found == dict_.end())
+      throw std::runtime_error(head() + "key '" + key.text() + "' is missing; " + known_keys());
     return unpack<T>(found->value(), key.text());
   }
 
-  // The same, with a value for when the key is missing (and an error still if it is there and something else).
+  /// The same, with a value for when the key is missing (and an error still if it is there and something
+  /// else).
   template <class T>
   T get_or(const Key& key, T otherwise) const {
     return contains(key) ? get<T>(key) : std::move(otherwise);
@@ -125,7 +130,7 @@ class State {
   std::size_t size() const { return dict_.size(); }
   bool empty() const { return dict_.empty(); }
 
-  // The keys in order; integers as text.
+  /// The keys in order; integers as text.
   std::vector<std::string> keys() const {
     std::vector<std::string> names;
     names.reserve(size());
@@ -133,13 +138,13 @@ class State {
     return names;
   }
 
-  // Whose state it is, as messages have it.
+  /// Whose state it is, as messages have it.
   const std::string& owner() const { return owner_; }
 
-  // The same contents, called otherwise in messages.
+  /// The same contents, called otherwise in messages.
   State named(std::string owner) const { return State(dict_, std::move(owner)); }
 
-  // The dict itself: what checkpoint::write takes and checkpoint::read gives.
+  /// The dict itself: what checkpoint::write takes and checkpoint::read gives.
   const c10::impl::GenericDict& dict() const { return dict_; }
   operator c10::IValue() const { return dict_; }
 
@@ -172,12 +177,14 @@ class State {
   c10::IValue pack(const Key& key, const T& value) const {
     if constexpr (std::is_convertible_v<const T&, std::string_view>) {
       return std::string(std::string_view(value));
-    } else if constexpr (std::same_as<T, bool> || std::same_as<T, c10::IValue> || std::same_as<T, at::Tensor>) {
+    } else if constexpr (std::same_as<T, bool> || std::same_as<T, c10::IValue> ||
+                         std::same_as<T, at::Tensor>) {
       return value;
     } else if constexpr (std::same_as<T, State>) {
       return value.dict_;
     } else if constexpr (std::integral<T>) {
-      if (!std::in_range<std::int64_t>(value)) fail(key.text(), std::to_string(value), "an integer of 64 bits with a sign");
+      if (!std::in_range<std::int64_t>(value))
+        fail(key.text(), std::to_string(value), "an integer of 64 bits with a sign");
       return static_cast<std::int64_t>(value);
     } else if constexpr (std::floating_point<T>) {
       return static_cast<double>(value);
@@ -189,9 +196,10 @@ class State {
       for (const typename T::value_type& item : value) list.push_back(pack(key, item));
       return list;
     } else {
-      static_assert(detail::cannot_be_in_a_state<T>,
-                    "a State holds bools, numbers, strings, at::Tensor, State, c10::IValue, and std::vector and "
-                    "std::optional of them");
+      static_assert(
+          detail::cannot_be_in_a_state<T>,
+          "a State holds bools, numbers, strings, at::Tensor, State, c10::IValue, and std::vector and "
+          "std::optional of them");
     }
   }
 
@@ -205,9 +213,10 @@ class State {
     } else if constexpr (std::integral<T>) {
       if (!value.isInt()) fail(key, detail::kind_of(value), "an integer");
       if (!std::in_range<T>(value.toInt())) {
-        fail(key, std::to_string(value.toInt()), ("an integer from " + std::to_string(std::numeric_limits<T>::min()) +
-                                                  " to " + std::to_string(std::numeric_limits<T>::max()))
-                                                     .c_str());
+        fail(key, std::to_string(value.toInt()),
+             ("an integer from " + std::to_string(std::numeric_limits<T>::min()) + " to " +
+              std::to_string(std::numeric_limits<T>::max()))
+                 .c_str());
       }
       return static_cast<T>(value.toInt());
     } else if constexpr (std::floating_point<T>) {
@@ -231,7 +240,8 @@ class State {
       const auto add = [&](c10::ArrayRef<c10::IValue> values) {
         items.reserve(values.size());
         for (const c10::IValue& item : values) {
-          items.push_back(unpack<typename T::value_type>(item, key + "[" + std::to_string(items.size()) + "]"));
+          items.push_back(
+              unpack<typename T::value_type>(item, key + "[" + std::to_string(items.size()) + "]"));
         }
       };
       if (value.isList()) {
@@ -243,9 +253,10 @@ class State {
       }
       return items;
     } else {
-      static_assert(detail::cannot_be_in_a_state<T>,
-                    "a State holds bools, numbers, strings, at::Tensor, State, c10::IValue, and std::vector and "
-                    "std::optional of them");
+      static_assert(
+          detail::cannot_be_in_a_state<T>,
+          "a State holds bools, numbers, strings, at::Tensor, State, c10::IValue, and std::vector and "
+          "std::optional of them");
     }
   }
 

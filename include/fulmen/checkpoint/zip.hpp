@@ -1,6 +1,9 @@
 // The subset of the zip format that PyTorch's checkpoints use: stored records, aligned, with CRCs and zip64.
 #pragma once
 
+#include <fulmen/checkpoint/atomic_file.hpp>
+#include <fulmen/checkpoint/crc32.hpp>
+
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -20,12 +23,10 @@
 #include <utility>
 #include <vector>
 
-#include <fulmen/checkpoint/atomic_file.hpp>
-#include <fulmen/checkpoint/crc32.hpp>
-
 namespace fulmen::checkpoint::detail {
 
-static_assert(std::endian::native == std::endian::little, "checkpoints are read and written on little-endian hosts only");
+static_assert(std::endian::native == std::endian::little,
+              "checkpoints are read and written on little-endian hosts only");
 
 inline constexpr std::uint32_t kZipLocalHeader = 0x04034b50;
 inline constexpr std::uint32_t kZipDescriptor = 0x08074b50;
@@ -33,9 +34,11 @@ inline constexpr std::uint32_t kZipCentralHeader = 0x02014b50;
 inline constexpr std::uint32_t kZip64End = 0x06064b50;
 inline constexpr std::uint32_t kZip64Locator = 0x07064b50;
 inline constexpr std::uint32_t kZipEnd = 0x06054b50;
-inline constexpr std::uint32_t kZipMax32 = 0xFFFFFFFF;  // a field with this value has its value in a zip64 field
+inline constexpr std::uint32_t kZipMax32 =
+    0xFFFFFFFF;  // a field with this value has its value in a zip64 field
 
-// What the file is read and written by: a piece of this size is still in the cache when its CRC has been computed.
+// What the file is read and written by: a piece of this size is still in the cache when its CRC has been
+// computed.
 inline constexpr std::size_t kZipPiece = std::size_t{1} << 18;
 
 // Writes a zip file with the layout of torch.save, to the byte: each record's data begins at a multiple of 64
@@ -161,7 +164,8 @@ class ZipWriter {
   }
 
  private:
-  // A date that every zip tool takes (PyTorch writes month 0 of 1980); fixed, so that equal contents are equal files.
+  // A date that every zip tool takes (PyTorch writes month 0 of 1980); fixed, so that equal contents are
+  // equal files.
   static constexpr std::uint16_t kFirstOfJanuary1980 = 0x0021;
 
   template <class Int>
@@ -171,7 +175,8 @@ class ZipWriter {
 
   static void append_zip64(std::string& extra, std::uint64_t size, std::uint64_t begin) {
     put<std::uint16_t>(extra, 1);
-    put<std::uint16_t>(extra, static_cast<std::uint16_t>((size >= kZipMax32 ? 16 : 0) + (begin >= kZipMax32 ? 8 : 0)));
+    put<std::uint16_t>(
+        extra, static_cast<std::uint16_t>((size >= kZipMax32 ? 16 : 0) + (begin >= kZipMax32 ? 8 : 0)));
     if (size >= kZipMax32) {
       put<std::uint64_t>(extra, size);
       put<std::uint64_t>(extra, size);
@@ -185,13 +190,14 @@ class ZipWriter {
   std::uint64_t count_ = 0;
 };
 
-// A regular file open for reading. Errors: std::runtime_error with the reason alone; the caller names the file.
+// A regular file open for reading. Errors: std::runtime_error with the reason alone; the caller names the
+// file.
 class InputFile {
  public:
   explicit InputFile(const std::filesystem::path& path)
       : file_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
     if (!file_) throw std::runtime_error(reason_of(errno));
-    struct stat status{};
+    struct stat status {};
     if (::fstat(file_.get(), &status) != 0) throw std::runtime_error(reason_of(errno));
     if (S_ISDIR(status.st_mode)) throw std::runtime_error("it is a folder");
     if (!S_ISREG(status.st_mode)) throw std::runtime_error("it is not a regular file");
@@ -225,15 +231,17 @@ class InputFile {
   std::uint64_t size_ = 0;
 };
 
-// Reads such a file, trusting nothing in it: every offset and size is checked against the file, records may not
-// overlap (so that what is read cannot be larger than the file), CRCs are verified.
-// Errors: std::runtime_error that says what is wrong, without the file's name.
+// Reads such a file, trusting nothing in it: every offset and size is checked against the file, records may
+// not overlap (so that what is read cannot be larger than the file), CRCs are verified. Errors:
+// std::runtime_error that says what is wrong, without the file's name.
 class ZipReader {
  public:
   struct Record {
     std::uint64_t begin = 0;  // of its local header
     std::uint64_t size = 0;
     std::uint32_t crc = 0;
+    bool encrypted = false;
+    bool compressed = false;
   };
 
   explicit ZipReader(const InputFile& file) : file_(file) { read_directory(); }
@@ -244,7 +252,8 @@ class ZipReader {
   bool contains(const std::string& record) const { return records_.contains(record); }
 
   bool contains_suffix(std::string_view suffix) const {
-    return std::any_of(records_.begin(), records_.end(), [&](const auto& r) { return r.first.ends_with(suffix); });
+    return std::any_of(records_.begin(), records_.end(),
+                       [&](const auto& r) { return r.first.ends_with(suffix); });
   }
 
   std::uint64_t size_of(const std::string& record) const { return find(record).size; }
@@ -263,7 +272,8 @@ class ZipReader {
     }
     // Python leaves CRCs 0 after torch.serialization.set_crc32_options(False): nothing to compare with.
     if (entry.crc != 0 && crc != entry.crc) {
-      throw std::runtime_error("record '" + record + "' is damaged (its CRC-32 is not the one the file states)");
+      throw std::runtime_error("record '" + record +
+                               "' is damaged (its CRC-32 is not the one the file states)");
     }
   }
 
@@ -291,6 +301,11 @@ class ZipReader {
   const Record& find(const std::string& record) const {
     const auto found = records_.find(record);
     if (found == records_.end()) throw std::runtime_error("record '" + record + "' is missing");
+    if (found->second.encrypted) throw std::runtime_error("record '" + record + "' is encrypted");
+    if (found->second.compressed) {
+      throw std::runtime_error("record '" + record +
+                               "' is compressed, expected it stored as it is, as torch.save does");
+    }
     return found->second;
   }
 
@@ -300,9 +315,11 @@ class ZipReader {
     const auto name_size = get<std::uint16_t>(header, 26);
     const std::uint64_t begin = entry.begin + 30 + name_size + get<std::uint16_t>(header, 28);
     const std::string name = archive_.empty() ? record : archive_ + "/" + record;
-    if (get<std::uint32_t>(header, 0) != kZipLocalHeader || name_size != name.size() || begin > directory_begin_ ||
-        entry.size > directory_begin_ - begin || file_.read(entry.begin + 30, name_size) != name) {
-      throw std::runtime_error("record '" + record + "' is damaged (its header does not match the zip directory)");
+    if (get<std::uint32_t>(header, 0) != kZipLocalHeader || name_size != name.size() ||
+        begin > directory_begin_ || entry.size > directory_begin_ - begin ||
+        file_.read(entry.begin + 30, name_size) != name) {
+      throw std::runtime_error("record '" + record +
+                               "' is damaged (its header does not match the zip directory)");
     }
     return begin;
   }
@@ -315,13 +332,15 @@ class ZipReader {
     std::size_t end = std::string::npos;
     for (std::size_t at = tail_size < 22 ? std::string::npos : tail_size - 22; at != std::string::npos;
          at = at == 0 ? std::string::npos : at - 1) {
-      if (get<std::uint32_t>(tail, at) == kZipEnd && at + 22 + get<std::uint16_t>(tail, at + 20) == tail_size) {
+      if (get<std::uint32_t>(tail, at) == kZipEnd &&
+          at + 22 + get<std::uint16_t>(tail, at + 20) == tail_size) {
         end = at;
         break;
       }
     }
     if (end == std::string::npos) {
-      throw std::runtime_error("the zip directory at its end is missing: the file is truncated or was still being written");
+      throw std::runtime_error(
+          "the zip directory at its end is missing: the file is truncated or was still being written");
     }
 
     std::uint64_t count = get<std::uint16_t>(tail, end + 10);
@@ -359,16 +378,16 @@ class ZipReader {
       at += 46;
       require(directory.size() - at >= std::size_t{name_size} + extra_size + comment_size);
       std::string name = directory.substr(at, name_size);
-      read_zip64(std::string_view(directory).substr(at + name_size, extra_size), entry.size, packed, entry.begin);
+      read_zip64(std::string_view(directory).substr(at + name_size, extra_size), entry.size, packed,
+                 entry.begin);
       at += std::size_t{name_size} + extra_size + comment_size;
 
-      if ((flags & 1) != 0) throw std::runtime_error("record '" + name + "' is encrypted");
-      if (method != 0 || packed != entry.size) {
-        throw std::runtime_error("record '" + name + "' is compressed; torch.save stores records as they are");
-      }
+      // Told only when the record is asked for: other zip files than checkpoints get a message of their own.
+      entry.encrypted = (flags & 1) != 0;
+      entry.compressed = method != 0 || packed != entry.size;
       require(entry.begin <= directory_begin_ && directory_begin_ - entry.begin >= 30 &&
-              entry.size <= directory_begin_ - entry.begin - 30);
-      total += entry.size;  // both are at most the file's size here: cannot wrap
+              packed <= directory_begin_ - entry.begin - 30);
+      total += packed;  // both are at most the file's size here: cannot wrap
       require(total <= file_.size());
       records.emplace_back(std::move(name), entry);
     }
@@ -384,7 +403,8 @@ class ZipReader {
     }
   }
 
-  static void read_zip64(std::string_view extra, std::uint64_t& size, std::uint64_t& packed, std::uint64_t& begin) {
+  static void read_zip64(std::string_view extra, std::uint64_t& size, std::uint64_t& packed,
+                         std::uint64_t& begin) {
     while (extra.size() >= 4) {
       const auto id = get<std::uint16_t>(extra, 0);
       const auto length = get<std::uint16_t>(extra, 2);

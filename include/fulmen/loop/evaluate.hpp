@@ -173,7 +173,7 @@ std::int64_t evaluation_pass(Ctx& ctx, L& loader, std::optional<std::int64_t> li
       if (interrupted(ctx) || (limit && batch_idx >= *limit)) break;
     }
   }
-  if (batch_idx == 0 && !ctx.interrupted() && !(limit && *limit == 0)) {
+  if (batch_idx == 0 && !ctx.interrupted()) {
     fail<std::invalid_argument>("{}: the loader is empty, expected at least one batch", to_string(phase));
   }
   if (!ctx.interrupted()) {

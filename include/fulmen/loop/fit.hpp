@@ -2,7 +2,6 @@
 #pragma once
 
 #include <fulmen/loop/evaluate.hpp>
-#include <fulmen/optim/clip.hpp>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/csrc/autograd/anomaly_mode.h>
@@ -33,15 +32,6 @@ class IsolatedGenerator {
   at::Tensor state_;
 };
 
-template <class M>
-consteval bool automatic_optimization() {
-  if constexpr (requires { M::automatic_optimization; }) {
-    return static_cast<bool>(M::automatic_optimization);
-  } else {
-    return true;
-  }
-}
-
 /// The outputs of one training batch: the module's own training_step, or the default one.
 template <class Ctx, class Batch>
 decltype(auto) training_step(Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
@@ -58,30 +48,12 @@ void zero_grad(Ctx& ctx) {
   std::apply([](auto&... optimizer) { (optimizer.zero_grad(), ...); }, ctx.optimizers());
 }
 
-template <class Ctx>
-void step_optimizer(Ctx& ctx) {
-  auto& optimizer = std::get<0>(ctx.optimizers());
-  ctx.template tell_all<hooks::on_before_optimizer_step>(optimizer);
-  if (const double clip = ctx.options().gradient_clip_val; clip > 0) [[unlikely]] {
-    if (ctx.options().gradient_clip_algorithm == GradientClip::norm) clip_grad_norm(optimizer.groups(), clip);
-    else clip_grad_value(optimizer.groups(), clip);
-  }
-  optimizer.step();
-}
-
 /// Forward, backward and optimizer step of one batch; gives the outputs to on_train_batch_end.
 /// @return whether the optimizer stepped
 template <class Ctx, class Batch>
 bool train_batch(Ctx& ctx, Batch& batch, std::int64_t batch_idx, bool last) {
   using M = typename Ctx::Module;
   const auto end = [&](auto& outputs) { ctx.template tell_all<hooks::on_train_batch_end>(outputs, batch, batch_idx); };
-  const auto count = [&](bool stepped) {
-    if (stepped) {
-      ++LoopAccess::global_step(ctx);
-      ctx.template advance_schedulers<true>();
-    }
-    if (last) ctx.template advance_schedulers<false>();
-  };
   using Outputs = decltype(training_step(ctx, batch, batch_idx));
   if constexpr (automatic_optimization<M>()) {
     static_assert(!std::is_void_v<Outputs>,
@@ -101,20 +73,22 @@ bool train_batch(Ctx& ctx, Batch& batch, std::int64_t batch_idx, bool last) {
     if (loss.defined()) [[likely]] {
       if (accumulate == 1) ctx.backward(loss);
       else ctx.backward(loss.div(static_cast<double>(accumulate)));
-      if (last_of_step) step_optimizer(ctx);
     }
-    count(last_of_step);
+    if (last_of_step) {
+      ctx.optimizer().step();
+      ctx.template advance_schedulers<true>();
+    }
+    // Before this epoch's validation, as in Lightning.
+    if (last) ctx.template advance_schedulers<false>();
     end(outputs);
     return last_of_step;
   } else {
     if constexpr (std::is_void_v<Outputs>) {
       training_step(ctx, batch, batch_idx);
-      count(true);
       None nothing;
       end(nothing);
     } else {
       auto outputs = training_step(ctx, batch, batch_idx);
-      count(true);
       end(outputs);
     }
     return true;
@@ -133,6 +107,7 @@ bool training_done(Ctx& ctx) {
 template <class Ctx, class Val>
 void validate_in_fit(Ctx& ctx, Val& val) {
   if constexpr (!is_none<Val>) {
+    if (ctx.options().limit_val_batches.is_zero()) return;
     const auto limit = batch_limit(ctx, ctx.options().limit_val_batches, loader_size(val), "limit_val_batches");
     evaluation_pass<Validation>(ctx, val, limit, Phase::validation, [](auto&&) {});
   }
@@ -146,6 +121,7 @@ void train_epoch(Ctx& ctx, Train& train, Val& val) {
   ctx.metrics().begin_epoch(Phase::train);
   ctx.template tell_all<hooks::on_train_epoch_start>();
   std::int64_t batch_idx = 0;
+  bool complete = false;
   auto it = train.begin();
   const auto end = train.end();
   const auto more = [&] { return (!limit || batch_idx < *limit) && it != end; };
@@ -167,13 +143,16 @@ void train_epoch(Ctx& ctx, Train& train, Val& val) {
     if (stepped && ctx.global_step() % o.log_every_n_steps == 0) ctx.log_metrics(ctx.metrics().take_step_metrics(Phase::train));
     ++batch_idx;
     if (limit && !last) ++it;
+    complete = last;
     if (interrupted(ctx) || last || training_done(ctx)) break;
   }
-  if (batch_idx == 0 && !(limit && *limit == 0)) {
+  if (batch_idx == 0) {
     fail<std::invalid_argument>("fit: the training loader is empty, expected at least one batch");
   }
   if (ctx.interrupted()) return;
-  if ((ctx.epoch() + 1) % o.check_val_every_n_epoch == 0) validate_in_fit(ctx, val);
+  // An epoch cut short by a request to stop is validated, one cut short by max_steps is not.
+  const bool max_steps_reached = o.max_steps >= 0 && ctx.global_step() >= o.max_steps;
+  if ((ctx.epoch() + 1) % o.check_val_every_n_epoch == 0 && (complete || !max_steps_reached)) validate_in_fit(ctx, val);
   if (ctx.interrupted()) return;
   LoopAccess::epoch_over(ctx) = true;
   // Reduced before the hook, so that callbacks can read the epoch's values, and after it, for what is logged there.
@@ -187,10 +166,11 @@ void train_epoch(Ctx& ctx, Train& train, Val& val) {
 template <class Ctx, class Train, class Val>
 void fit(Ctx& ctx, Train& train, Val& val) {
   const Options& o = ctx.options();
+  if (o.limit_train_batches.is_zero()) return;
   ctx.bind();
   ctx.template tell_all<hooks::on_fit_start>();
   if constexpr (!is_none<Val>) {
-    if (o.num_sanity_val_steps != 0 && o.fast_dev_run == 0 && ctx.global_step() == 0) {
+    if (o.num_sanity_val_steps != 0 && o.fast_dev_run == 0 && !o.limit_val_batches.is_zero() && ctx.global_step() == 0) {
       const IsolatedGenerator isolated;
       PhaseScope scope(ctx, Phase::sanity_check);
       ctx.template tell_all<hooks::on_sanity_check_start>();
@@ -206,15 +186,16 @@ void fit(Ctx& ctx, Train& train, Val& val) {
   const PhaseScope scope(ctx, Phase::train);
   LoopAccess::should_stop(ctx) = false;
   const std::int64_t max_epochs = o.fast_dev_run > 0 ? ctx.epoch() + 1 : o.max_epochs;
-  ctx.template tell_all<hooks::on_train_start>();
-  while (!ctx.interrupted() && (max_epochs < 0 || ctx.epoch() < max_epochs) && !training_done(ctx)) {
-    train_epoch(ctx, train, val);
-    if (std::exchange(LoopAccess::epoch_over(ctx), false)) ++LoopAccess::epoch(ctx);
+  const auto more = [&] { return (max_epochs < 0 || ctx.epoch() < max_epochs) && !training_done(ctx); };
+  if (more()) {
+    ctx.template tell_all<hooks::on_train_start>();
+    while (more()) {
+      train_epoch(ctx, train, val);
+      if (std::exchange(LoopAccess::epoch_over(ctx), false)) ++LoopAccess::epoch(ctx);
+    }
+    if (!ctx.interrupted()) ctx.template tell_all<hooks::on_train_end>();
   }
-  if (!ctx.interrupted()) {
-    ctx.template tell_all<hooks::on_train_end>();
-    ctx.template tell_all<hooks::on_fit_end>();
-  }
+  if (!ctx.interrupted()) ctx.template tell_all<hooks::on_fit_end>();
 }
 
 }  // namespace fulmen::detail

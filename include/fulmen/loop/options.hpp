@@ -3,6 +3,7 @@
 
 #include <fulmen/error.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <concepts>
 #include <cstdint>
@@ -21,14 +22,23 @@ class Limit {
   constexpr Limit(std::floating_point auto fraction) : fraction_(fraction) {}
 
   /// The number of batches out of `size`; an unknown size stays unknown unless the limit is a count.
-  /// @throws std::invalid_argument for a fraction other than 1 of a loader without a size.
+  /// @throws std::invalid_argument for a fraction other than 1 of a loader without a size, or one that leaves no batch.
   std::optional<std::int64_t> of(std::optional<std::int64_t> size, const char* option) const {
     if (is_count_) return size ? std::min(*size, count_) : count_;
-    if (size) return static_cast<std::int64_t>(static_cast<double>(*size) * fraction_);
+    if (size) {
+      const auto count = static_cast<std::int64_t>(static_cast<double>(*size) * fraction_);
+      if (count == 0 && *size > 0 && fraction_ > 0) {
+        fail<std::invalid_argument>("Options::{} is the fraction {} of {} batches, which is less than one batch", option,
+                                    fraction_, *size);
+      }
+      return count;
+    }
     if (fraction_ == 1.0) return std::nullopt;
-    fail<std::invalid_argument>("{} is the fraction {} of a loader that has no size(): give a count of batches instead",
+    fail<std::invalid_argument>("Options::{} is the fraction {} of a loader that has no size(): give a count of batches instead",
                                 option, fraction_);
   }
+  /// Whether the loader is not to be used at all.
+  constexpr bool is_zero() const { return is_count_ ? count_ == 0 : fraction_ == 0; }
   constexpr bool valid() const { return is_count_ ? count_ >= 0 : fraction_ >= 0.0 && fraction_ <= 1.0; }
   double value() const { return is_count_ ? static_cast<double>(count_) : fraction_; }
 

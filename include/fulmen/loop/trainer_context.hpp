@@ -3,6 +3,7 @@
 
 #include <fulmen/loop/context.hpp>
 #include <fulmen/loop/hooks.hpp>
+#include <fulmen/optim/clip.hpp>
 #include <fulmen/optim/optimizer.hpp>
 #include <fulmen/runtime.hpp>
 #include <fulmen/schedule/scheduler.hpp>
@@ -86,11 +87,44 @@ auto all_callbacks(User user, Defaults defaults) {
   return std::tuple_cat(filter<DoesNotSave>(std::move(together)), std::move(savers));
 }
 
-template <class Policies>
+template <class M>
+consteval bool automatic_optimization() {
+  if constexpr (requires { M::automatic_optimization; }) {
+    return static_cast<bool>(M::automatic_optimization);
+  } else {
+    return true;
+  }
+}
+
+/// A bound optimizer inside a Trainer: its step() is that of the loop, with the hook before it, clipping, and the count.
+template <class Bound, class Ctx>
+class LoopOptimizer : public Bound {
+ public:
+  LoopOptimizer(Bound bound, Ctx& ctx) : Bound(std::move(bound)), ctx_(&ctx) {}
+
+  void step() {
+    Bound& bound = *this;
+    ctx_->template tell_all<hooks::on_before_optimizer_step>(bound);
+    if constexpr (automatic_optimization<typename Ctx::Module>()) {
+      const Options& options = ctx_->options();
+      if (const double clip = options.gradient_clip_val; clip > 0) [[unlikely]] {
+        if (options.gradient_clip_algorithm == GradientClip::norm) clip_grad_norm(bound.groups(), clip);
+        else clip_grad_value(bound.groups(), clip);
+      }
+    }
+    bound.step();
+    ++LoopAccess::global_step(*ctx_);
+  }
+
+ private:
+  Ctx* ctx_;
+};
+
+template <class Policies, class Ctx>
 struct BoundOptimizers;
-template <class... P>
-struct BoundOptimizers<std::tuple<P...>> {
-  using type = std::tuple<decltype(std::declval<const P&>().bind(NamedParameters{}))...>;
+template <class... P, class Ctx>
+struct BoundOptimizers<std::tuple<P...>, Ctx> {
+  using type = std::tuple<LoopOptimizer<decltype(std::declval<const P&>().bind(NamedParameters{})), Ctx>...>;
 };
 template <class Policies>
 struct BoundSchedulers;
@@ -119,7 +153,7 @@ class TrainerContext : public Context {
   using Module = ModuleType;
   using Callbacks = decltype(detail::all_callbacks(std::declval<CallbacksType>(),
                                                    std::declval<decltype(RuntimeType::defaults)>()));
-  using Optimizers = typename detail::BoundOptimizers<OptimizerPolicies>::type;
+  using Optimizers = typename detail::BoundOptimizers<OptimizerPolicies, TrainerContext>::type;
   using Schedulers = typename detail::BoundSchedulers<SchedulerPolicies>::type;
 
   TrainerContext(std::shared_ptr<Module> module, CriterionType criterion, OptimizerType optimizer,
@@ -226,7 +260,11 @@ class TrainerContext : public Context {
     module_->to(device());
     if (bound()) return;
     optimizers_.emplace(std::apply(
-        [&](const auto&... policy) { return Optimizers(policy.bind(detail::named_parameters(*module_))...); },
+        [&](const auto&... policy) {
+          return Optimizers(detail::LoopOptimizer<decltype(policy.bind(NamedParameters{})), TrainerContext>(
+             
+              policy.bind(detail::named_parameters(*module_)), *this)...);
+        },
         optimizer_policies_));
     bind_schedulers(std::make_index_sequence<std::tuple_size_v<Schedulers>>{});
   }

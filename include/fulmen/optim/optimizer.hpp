@@ -44,7 +44,7 @@ concept BoundOptimizer = requires(B& b, const B& c, const State& state) {
 
 /// An optimizer policy: a plain value that becomes a BoundOptimizer when the Trainer gives it parameters.
 template <class P>
-concept OptimizerPolicy = std::copyable<P> && requires(const P& policy, NamedParameters parameters) {
+concept OptimizerPolicy = std::copy_constructible<P> && requires(const P& policy, NamedParameters parameters) {
   { policy.bind(std::move(parameters)) } -> BoundOptimizer;
 };
 

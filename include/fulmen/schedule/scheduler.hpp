@@ -18,7 +18,7 @@ namespace fulmen {
 /// A scheduler policy: `rate(t, initial, current)` is the learning rate from time t on, given the group's initial rate
 /// and the one it has now. Time 0 is when training begins; it advances by 1 each epoch (or each step: see per_step).
 template <class S>
-concept SchedulerPolicy = std::copyable<S> && requires(const S& scheduler, std::int64_t t, double rate) {
+concept SchedulerPolicy = std::copy_constructible<S> && requires(const S& scheduler, std::int64_t t, double rate) {
   { scheduler.rate(t, rate, rate) } -> std::convertible_to<double>;
 };
 

@@ -1,4 +1,4 @@
-// A live progress line: cheap to advance at every step, drawn a few times a second, one line kept for each phase.
+// A live progress line: cheap to advance at each step, drawn ten times a second, one line kept a phase.
 #pragma once
 
 #include <signal.h>
@@ -75,7 +75,7 @@ inline std::string bar_cells(double fraction, int width, Style style, const Capa
   } else {
     for (int i = 0; i < full; ++i) done += "━";
     if (half) done += "╸";
-    // Without colour a thin line tells the rest from the bar; with it, a gap of half a column at the join does.
+    // Without colour a thin line tells the rest from the bar; with it, half a column of gap at the join.
     for (int i = full + (half ? 1 : 0); i < width; ++i) {
       rest += !caps.color ? "─" : i == full && full > 0 && !half ? "╺" : "━";
     }
@@ -162,14 +162,15 @@ inline Line lay_out(const Progress& progress, std::span<const Field> fields, con
 
   std::vector<Part*> order;
   for (Part& part : parts) order.push_back(&part);
-  std::stable_sort(order.begin(), order.end(), [](const Part* a, const Part* b) { return a->rank < b->rank; });
+  std::stable_sort(order.begin(), order.end(),
+                   [](const Part* a, const Part* b) { return a->rank < b->rank; });
   int used = 0;
   const Part* last = &parts[0];  // of those shown
   for (Part* part : order) {
     const int needed = part->width + (part == &parts[0] ? 0 : part->gap);
     if (used + needed - std::max<const Part*>(part, last)->blank > caps.width) {
-      // What is smaller and less important may still fit. Not on the lines that stay: they would differ for no reason
-      // that a reader can see.
+      // What is smaller and less important may still fit. Not on the lines that stay: they would differ for
+      // no reason that a reader can see.
       if (finished) break;
       continue;
     }
@@ -203,21 +204,25 @@ inline Line lay_out(const Progress& progress, std::span<const Field> fields, con
 
 }  // namespace detail
 
-/// The progress line as text without line break, of at most `caps.width` columns. Where there is too little room, the
-/// bar shrinks and then the least important parts go: while the phase runs, the label, the counter, the first field and
-/// the bar stay longest; on the finished line, the label, the first field, the time and the other fields.
-inline std::string render_line(const Progress& progress, std::span<const Field> fields, const Capabilities& caps) {
+/// The progress line as text without line break, of at most `caps.width` columns. Where there is too little
+/// room, the bar shrinks and then the least important parts go: while the phase runs, the label, the counter,
+/// the first field and the bar stay longest; on the finished line, the label, the first field, the time and
+/// the other fields.
+inline std::string render_line(const Progress& progress, std::span<const Field> fields,
+                               const Capabilities& caps) {
   return detail::lay_out(progress, fields, caps, {}).text;
 }
 
 /// The same for a log file: no bar, no limit on the width, every field.
-inline std::string render_plain(const Progress& progress, std::span<const Field> fields, const Capabilities& caps) {
+inline std::string render_plain(const Progress& progress, std::span<const Field> fields,
+                                const Capabilities& caps) {
   const std::string parent = single_line(progress.parent);
   std::string line = styled(single_line(progress.label), Style::bold, caps);
   if (!parent.empty()) line = parent + (caps.unicode ? " › " : " > ") + line;
   if (!line.empty()) line += ' ';
   line += detail::counter(progress);
-  if (progress.total && !progress.finished) line += fmt::format(" {:3.0f}%", std::floor(100.0 * detail::fraction(progress)));
+  if (progress.total && !progress.finished)
+    line += fmt::format(" {:3.0f}%", std::floor(100.0 * detail::fraction(progress)));
   line += "  " + format_duration(progress.elapsed);
   if (progress.total && !progress.finished) {
     line += (caps.unicode ? " • " : " < ") + format_duration(detail::remaining(progress));
@@ -229,9 +234,9 @@ inline std::string render_plain(const Progress& progress, std::span<const Field>
 
 namespace detail {
 
-// A process that ends while a line is live would leave the user's shell without a cursor. Destructors do not run when
-// a signal or an exception nobody catches ends it, so while the cursor is hidden those signals that still have their
-// default action (never those that someone handles) put it back first, then act as before.
+// A process that ends while a line is live would leave the user's shell without a cursor. Destructors do not
+// run when a signal or an exception nobody catches ends it, so while the cursor is hidden those signals that
+// still have their default action (never those that someone handles) put it back first, then act as before.
 
 inline std::atomic<int> hidden_on{-1};  // the descriptor on which the cursor is hidden
 inline std::atomic<int> hidden_by{0};   // the process that hid it: a forked child does not draw
@@ -240,8 +245,8 @@ inline constexpr std::array<int, 6> kFatalSignals{SIGINT, SIGTERM, SIGHUP, SIGQU
 
 }  // namespace detail
 
-/// Puts the cursor back where a live line hides it, and ends that line. Async-signal-safe: a program with signal
-/// handlers of its own may call it from them.
+/// Puts the cursor back where a live line hides it, and ends that line. Async-signal-safe: a program with
+/// signal handlers of its own may call it from them.
 inline void restore_cursor() noexcept {
   const int fd = detail::hidden_on.exchange(-1);
   if (fd < 0 || detail::hidden_by.load() != static_cast<int>(::getpid())) return;
@@ -297,19 +302,21 @@ inline void note_hidden_cursor(int fd) {
 ///     bar.finish({}, false);                          // leaves nothing behind; the epoch's line comes back
 ///     bar.finish(values());                           // "Epoch 0/9" stays in the scrollback
 ///
-/// On a terminal the line is drawn in place, each time by a single write, within the terminal's present width, and the
-/// cursor is hidden while it is live. Elsewhere (a file, a pipe, TERM=dumb) nothing is drawn: a finished phase is one
-/// plain line, and a long one adds a line every `plain_period`. Not for several threads at once.
+/// On a terminal the line is drawn in place, each time by a single write, within the terminal's present
+/// width, and the cursor is hidden while it is live. Elsewhere (a file, a pipe, TERM=dumb) nothing is drawn:
+/// a finished phase is one plain line, and a long one adds a line every `plain_period`. Not for several
+/// threads at once.
 class Bar {
  public:
-  /// Draws on `out`, at most `refresh_hz` times a second; where that cannot be erased, a line every `plain_period`
-  /// seconds. Throws std::invalid_argument where `out` is null or one of the two is not a positive number.
+  /// Draws on `out`, at most `refresh_hz` times a second; where that cannot be erased, a line every
+  /// `plain_period` seconds. Throws std::invalid_argument where `out` is null or one of the two is not a
+  /// positive number.
   Bar(std::FILE* out, Capabilities caps, double refresh_hz = 10.0, double plain_period = 30.0)
       : out_(out), caps_(caps) {
     if (out == nullptr) fail<std::invalid_argument>("Bar: the stream is null");
     if (!(refresh_hz > 0.0) || !(plain_period > 0.0)) {
-      fail<std::invalid_argument>("Bar: refresh_hz and plain_period must be positive, got {} and {}", refresh_hz,
-                                  plain_period);
+      fail<std::invalid_argument>("Bar: refresh_hz and plain_period must be positive, got {} and {}",
+                                  refresh_hz, plain_period);
     }
     period_ = caps.tty ? 1.0 / refresh_hz : plain_period;
   }
@@ -331,9 +338,9 @@ class Bar {
     show_cursor();
   }
 
-  /// Begins a phase of `total` steps (nullopt: nobody knows), of which `initial` are done before, as after a resume.
-  /// While another phase runs, the new one is nested: it takes the line, and the time until its end does not count
-  /// into the outer one's rate. Throws std::invalid_argument where a number is negative.
+  /// Begins a phase of `total` steps (nullopt: nobody knows), of which `initial` are done before, as after a
+  /// resume. While another phase runs, the new one is nested: it takes the line, and the time until its end
+  /// does not count into the outer one's rate. Throws std::invalid_argument where a number is negative.
   void start(std::string_view label, std::optional<std::int64_t> total, std::int64_t initial = 0) {
     if (total.value_or(0) < 0 || initial < 0) {
       fail<std::invalid_argument>("Bar: phase '{}' cannot have {} of {} steps done", label, initial,
@@ -360,16 +367,17 @@ class Bar {
     }
   }
 
-  /// Says that `done` steps of the phase are done. True when the line is due: call draw() then. Most calls cost a
-  /// decrement and a store; the clock is read every k-th call, with k following the rate.
+  /// Says that `done` steps of the phase are done. True when the line is due: call draw() then. Most calls
+  /// cost a decrement and a store; the clock is read every k-th call, with k following the rate.
   [[nodiscard]] bool advance(std::int64_t done) {
     done_ = done;
-    if (--countdown_ > 0) [[likely]] return false;
+    if (--countdown_ > 0) [[likely]]
+      return false;
     return look_at_clock();
   }
 
-  /// Draws the line now, due or not. Where lines cannot be erased: prints one if `plain_period` has passed since the
-  /// last. Does nothing while no phase runs.
+  /// Draws the line now, due or not. Where lines cannot be erased: prints one if `plain_period` has passed
+  /// since the last. Does nothing while no phase runs.
   void draw(std::span<const Field> fields) {
     if (phases_.empty()) return;
     const Clock::time_point now = Clock::now();
@@ -393,10 +401,12 @@ class Bar {
     on_screen_.on = true;
     live_ = phase.line;
   }
-  void draw(std::initializer_list<Field> fields) { draw(std::span<const Field>{fields.begin(), fields.size()}); }
+  void draw(std::initializer_list<Field> fields) {
+    draw(std::span<const Field>{fields.begin(), fields.size()});
+  }
 
-  /// Ends the phase. Its final line stays where `keep` is set, else it leaves nothing; the line of the phase around it
-  /// comes back. Does nothing while no phase runs.
+  /// Ends the phase. Its final line stays where `keep` is set, else it leaves nothing; the line of the phase
+  /// around it comes back. Does nothing while no phase runs.
   void finish(std::span<const Field> fields, bool keep = true) {
     if (phases_.empty()) return;
     const Clock::time_point now = Clock::now();
@@ -437,7 +447,7 @@ class Bar {
     finish(std::span<const Field>{fields.begin(), fields.size()}, keep);
   }
 
-  /// Erases the live line, so that something else can be written to the terminal; the next draw() brings it back.
+  /// Erases the live line, so that something else can be written; the next draw() brings it back.
   void clear() {
     if (!on_screen_.on) return;
     write(erase(columns_now()));
@@ -480,7 +490,7 @@ class Bar {
     Clock::time_point paused_at{};
     double paused = 0.0;  // seconds in nested phases
     bool drawn = false;
-    // The rate: steps and seconds since the start, both fading with kMemory, so that it follows and does not jump.
+    // The rate: steps and seconds since the start, both fading with kMemory: it follows, but does not jump.
     Clock::time_point sampled{};
     std::int64_t sample_done = 0;
     double recent_steps = 0.0;
@@ -490,8 +500,9 @@ class Bar {
   static constexpr int kIdle = std::numeric_limits<int>::max();
   static constexpr int kLeastValue = 6;  // columns: "0.9783"
   static constexpr int kMaxStride = 1 << 16;
-  // The clock is read about this often. Seldom enough that reading it (25 ns) costs a ten-thousandth of the time;
-  // often enough that a phase whose steps become a thousand times slower is still drawn after half a second.
+  // The clock is read about this often. Seldom enough that reading it (25 ns) costs a ten-thousandth of the
+  // time; often enough that a phase whose steps become a thousand times slower is still drawn after half a
+  // second.
   static constexpr double kLookEvery = 0.5e-3;  // seconds
   static constexpr double kMemory = 15.0;       // seconds
   static constexpr double kSampleEvery = 0.05;  // seconds
@@ -514,7 +525,8 @@ class Bar {
     last_look_ = now;
     // Growing by doubling: one step that was fast by chance must not put the next look far away.
     const double ideal = kLookEvery * stride_ / std::max(spent, 1e-9);
-    stride_ = static_cast<int>(std::clamp(ideal, 1.0, std::min(2.0 * stride_, static_cast<double>(kMaxStride))));
+    stride_ =
+        static_cast<int>(std::clamp(ideal, 1.0, std::min(2.0 * stride_, static_cast<double>(kMaxStride))));
     countdown_ = stride_;
     Phase& phase = phases_.back();
     phase.done = done_;
@@ -551,7 +563,7 @@ class Bar {
     return result;
   }
 
-  /// The line, with each value padded to the widest that this field has had, so that those behind it stay put.
+  /// The line, with each value padded to the widest that its field has had: those behind it stay in place.
   std::string render(const Progress& progress, std::span<const Field> fields, int columns) {
     std::vector<int> widths;
     for (const Field& field : fields) {
@@ -585,7 +597,7 @@ class Bar {
     return ::ioctl(::fileno(out_), TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : caps_.width;
   }
 
-  /// To the start of the live line. A terminal that became narrower has wrapped it: then up, and all of it erased.
+  /// To the start of the live line. A terminal that became narrower has wrapped it: up, and all of it erased.
   [[nodiscard]] std::string rewind(int columns) const {
     const int width = on_screen_.on ? display_width(live_) : 0;
     return width <= columns ? "\r" : fmt::format("\r\033[{}A\033[J", (width - 1) / columns);

@@ -17,7 +17,8 @@ namespace fulmen::terminal {
 
 namespace detail {
 
-/// SGR parameters of a grey (0 black to 1 white) behind "38;" or "48;". A NaN is red: it must not pass for black.
+/// SGR parameters of a grey (0 black to 1 white) behind "38;" or "48;". A NaN is red: it must not pass for
+/// black.
 inline std::string gray_code(float value, const Capabilities& caps) {
   if (std::isnan(value)) return caps.true_color ? "2;255;0;0" : "5;196";
   const float clamped = std::clamp(value, 0.0F, 1.0F);
@@ -39,16 +40,17 @@ inline char gray_character(float value) {
 
 }  // namespace detail
 
-/// Lines that show `pixels` (row-major, [height, width], 0 black to 1 white, clamped), one column a pixel and two pixel
-/// rows a line: (height + 1) / 2 lines of `width` columns. With colour and Unicode each line is half blocks, else
-/// characters from " .:-=+*#%@", each the mean of its two pixels. NaN is shown in red, or as '?'.
-/// Throws std::invalid_argument where a size is negative or height * width is not the number of pixels.
+/// Lines that show `pixels` (row-major, [height, width], 0 black to 1 white, clamped), one column a pixel and
+/// two pixel rows a line: (height + 1) / 2 lines of `width` columns. With colour and Unicode each line is
+/// half blocks, else characters from " .:-=+*#%@", each the mean of its two pixels. NaN is shown in red, or
+/// as '?'. Throws std::invalid_argument where a size is negative or height * width is not the number of
+/// pixels.
 inline std::vector<std::string> render_gray(std::span<const float> pixels, int height, int width,
                                             const Capabilities& caps) {
   if (height < 0 || width < 0 ||
       static_cast<std::size_t>(height) * static_cast<std::size_t>(width) != pixels.size()) {
-    fail<std::invalid_argument>("render_gray: {} pixels are not {} x {} (height x width)", pixels.size(), height,
-                                width);
+    fail<std::invalid_argument>("render_gray: {} pixels are not {} x {} (height x width)", pixels.size(),
+                                height, width);
   }
   const auto rows = static_cast<std::size_t>(height);
   const auto columns = static_cast<std::size_t>(width);
@@ -78,9 +80,9 @@ inline std::vector<std::string> render_gray(std::span<const float> pixels, int h
   return lines;
 }
 
-/// Blocks of lines beside each other, their tops aligned, `gap` spaces between them; each block is padded to its own
-/// widest line. Where `max_width` is positive, blocks that would exceed so many columns begin a new row, after an empty
-/// line. A caption is one more line of a block.
+/// Blocks of lines beside each other, their tops aligned, `gap` spaces between them; each block is padded to
+/// its own widest line. Where `max_width` is positive, blocks that would exceed so many columns begin a new
+/// row, after an empty line. A caption is one more line of a block.
 inline std::vector<std::string> side_by_side(std::span<const std::vector<std::string>> blocks, int gap = 2,
                                              int max_width = 0) {
   gap = std::max(gap, 0);

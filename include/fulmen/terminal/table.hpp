@@ -28,8 +28,9 @@ struct Column {
 ///     table.title("Results").add_row({"test/acc", "0.9783"});
 ///     std::fputs(table.render(detect(stdout)).c_str(), stdout);
 ///
-/// On a terminal it never exceeds the width: the widest columns give way first, their cells end in an ellipsis, and
-/// columns for which no room is left go from the right. A file has no edge: there nothing is cut.
+/// On a terminal it never exceeds the width: the widest columns give way first, their cells end in an
+/// ellipsis, and columns for which no room is left go from the right. A file has no edge: there nothing is
+/// cut.
 class Table {
  public:
   /// Throws std::invalid_argument where there is no column.
@@ -74,8 +75,8 @@ class Table {
     const std::vector<int> widths = column_widths(caps);
     const Box& box = caps.unicode ? kUnicode : kAscii;
     const bool cut = shows_more(widths, caps);
-    const int total = std::accumulate(widths.begin(), widths.end(), 0) + 3 * static_cast<int>(widths.size()) + 1 +
-                      (cut ? kMore : 0);
+    const int total = std::accumulate(widths.begin(), widths.end(), 0) + 3 * static_cast<int>(widths.size()) +
+                      1 + (cut ? kMore : 0);
     std::string text;
 
     const auto rule = [&](const Rule& r) {
@@ -106,7 +107,9 @@ class Table {
       text += bar;
       text += '\n';
     };
-    const auto bare = [&](std::string_view cell) { return caps.color ? std::string{cell} : single_line(cell); };
+    const auto bare = [&](std::string_view cell) {
+      return caps.color ? std::string{cell} : single_line(cell);
+    };
     const auto limit = [&](std::string_view line) {
       return caps.tty ? truncate(bare(line), caps.width, caps) : bare(line);
     };
@@ -149,13 +152,24 @@ class Table {
     Rule top, head, middle, bottom, empty;  // `empty` closes a table that has a header and no row
     std::string_view head_bar, bar;
   };
-  static constexpr Box kUnicode{{"┏", "━", "┳", "┓"}, {"┡", "━", "╇", "┩"}, {"├", "─", "┼", "┤"},
-                                {"└", "─", "┴", "┘"}, {"┗", "━", "┻", "┛"}, "┃", "│"};
-  static constexpr Box kAscii{{"+", "-", "+", "+"}, {"+", "=", "+", "+"}, {"+", "-", "+", "+"},
-                              {"+", "-", "+", "+"}, {"+", "-", "+", "+"}, "|", "|"};
+  static constexpr Box kUnicode{{"┏", "━", "┳", "┓"},
+                                {"┡", "━", "╇", "┩"},
+                                {"├", "─", "┼", "┤"},
+                                {"└", "─", "┴", "┘"},
+                                {"┗", "━", "┻", "┛"},
+                                "┃",
+                                "│"};
+  static constexpr Box kAscii{{"+", "-", "+", "+"},
+                              {"+", "=", "+", "+"},
+                              {"+", "-", "+", "+"},
+                              {"+", "-", "+", "+"},
+                              {"+", "-", "+", "+"},
+                              "|",
+                              "|"};
   static constexpr int kMore = 4;  // columns of " … " and its border, which stand for the columns left out
 
-  /// Whether there is a column that stands for those left out; below 9 columns there is only room for one of the table.
+  /// Whether there is a column that stands for those left out; below 9 columns there is only room for one of
+  /// the table.
   [[nodiscard]] bool shows_more(const std::vector<int>& widths, const Capabilities& caps) const {
     return widths.size() < columns_.size() && caps.width >= 5 + kMore;
   }

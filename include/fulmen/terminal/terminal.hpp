@@ -1,4 +1,4 @@
-// What a stream can show (colour, Unicode, width), text measured in columns, styles, and numbers for people to read.
+// What a stream can show, text measured in columns, styles, and numbers for people to read.
 #pragma once
 
 #include <sys/ioctl.h>
@@ -21,10 +21,10 @@ namespace fulmen::terminal {
 
 /// What an output stream can show. The default is a plain log file.
 struct Capabilities {
-  bool tty = false;      ///< a terminal on which a line can be erased and drawn again (so: not TERM=dumb)
-  bool color = false;    ///< ANSI styles and the 256 colours
-  bool unicode = false;  ///< UTF-8, with box-drawing characters
-  int width = 80;        ///< columns
+  bool tty = false;         ///< a terminal on which a line can be erased and drawn again (so: not TERM=dumb)
+  bool color = false;       ///< ANSI styles and the 256 colours
+  bool unicode = false;     ///< UTF-8, with box-drawing characters
+  int width = 80;           ///< columns
   bool true_color = false;  ///< 24-bit colours (only ever set together with `color`)
 };
 
@@ -66,8 +66,8 @@ inline int columns(std::FILE* out, int fallback = 80) {
   return detail::positive_or(detail::environment("COLUMNS"), fallback);
 }
 
-/// Asks the stream and the environment: NO_COLOR wins over FORCE_COLOR and CLICOLOR_FORCE, which win over what the
-/// terminal is; UTF-8 is what LC_ALL, else LC_CTYPE, else LANG says.
+/// Asks the stream and the environment: NO_COLOR wins over FORCE_COLOR and CLICOLOR_FORCE, which win over
+/// what the terminal is; UTF-8 is what LC_ALL, else LC_CTYPE, else LANG says.
 inline Capabilities detect(std::FILE* out) {
   const auto set = [](const char* name) {
     const std::string_view value = detail::environment(name);
@@ -78,9 +78,10 @@ inline Capabilities detect(std::FILE* out) {
 
   Capabilities caps;
   caps.tty = fd >= 0 && ::isatty(fd) == 1 && !term.empty() && term != "dumb";
-  caps.color = caps.tty && detail::environment("FORCE_COLOR") != "0" && detail::environment("CLICOLOR") != "0";
+  caps.color =
+      caps.tty && detail::environment("FORCE_COLOR") != "0" && detail::environment("CLICOLOR") != "0";
   if (set("FORCE_COLOR") || set("CLICOLOR_FORCE")) caps.color = true;
-  if (!detail::environment("NO_COLOR").empty()) caps.color = false;  // no-color.org: any value that is not empty
+  if (!detail::environment("NO_COLOR").empty()) caps.color = false;  // no-color.org: any value, even "0"
 
   const std::string_view depth = detail::environment("COLORTERM");
   caps.true_color = caps.color && (depth == "truecolor" || depth == "24bit");
@@ -104,12 +105,12 @@ struct Range {
   char32_t last;
 };
 
-// Combining marks and other characters that take no column. Scripts whose marks are left out count as too wide, never
-// as too narrow, so that a line still fits.
+// Combining marks and other characters that take no column. Scripts whose marks are left out count as too
+// wide, never as too narrow, so that a line still fits.
 inline constexpr Range kZeroWidth[] = {
-    {0x0300, 0x036F}, {0x0483, 0x0489}, {0x0591, 0x05BD},   {0x0610, 0x061A},  {0x064B, 0x065F},
-    {0x06D6, 0x06DC}, {0x0E34, 0x0E3A}, {0x0E47, 0x0E4E},   {0x1160, 0x11FF},  {0x1AB0, 0x1AFF},
-    {0x1DC0, 0x1DFF}, {0x200B, 0x200F}, {0x202A, 0x202E},   {0x2060, 0x2064},  {0x20D0, 0x20FF},
+    {0x0300, 0x036F}, {0x0483, 0x0489}, {0x0591, 0x05BD}, {0x0610, 0x061A},   {0x064B, 0x065F},
+    {0x06D6, 0x06DC}, {0x0E34, 0x0E3A}, {0x0E47, 0x0E4E}, {0x1160, 0x11FF},   {0x1AB0, 0x1AFF},
+    {0x1DC0, 0x1DFF}, {0x200B, 0x200F}, {0x202A, 0x202E}, {0x2060, 0x2064},   {0x20D0, 0x20FF},
     {0xFE00, 0xFE0F}, {0xFE20, 0xFE2F}, {0xFEFF, 0xFEFF}, {0xE0100, 0xE01EF},
 };
 
@@ -150,7 +151,8 @@ struct Glyph {
   bool escape;
 };
 
-/// Bytes of the escape sequence at the front of `text` (which starts with ESC): CSI, OSC, or ESC and one more.
+/// Bytes of the escape sequence at the front of `text` (which starts with ESC): CSI, OSC, or ESC and one
+/// more.
 inline std::size_t escape_size(std::string_view text) {
   if (text.size() < 2) return text.size();
   std::size_t i = 2;
@@ -184,8 +186,8 @@ inline Glyph next_glyph(std::string_view text) {
 
 }  // namespace detail
 
-/// Columns that a UTF-8 text takes on a terminal. Escape sequences, control characters and combining marks take none,
-/// East Asian wide characters and emoji two, a byte that is not UTF-8 one.
+/// Columns that a UTF-8 text takes on a terminal. Escape sequences, control characters and combining marks
+/// take none, East Asian wide characters and emoji two, a byte that is not UTF-8 one.
 inline int display_width(std::string_view text) {
   int width = 0;
   while (!text.empty()) {
@@ -196,8 +198,8 @@ inline int display_width(std::string_view text) {
   return width;
 }
 
-/// The text cut to at most `width` columns, with an ellipsis where something is missing. Escape sequences behind the
-/// cut are kept, since one of them may be the one that resets the style.
+/// The text cut to at most `width` columns, with an ellipsis where something is missing. Escape sequences
+/// behind the cut are kept, since one of them may be the one that resets the style.
 inline std::string truncate(std::string_view text, int width, const Capabilities& caps) {
   if (display_width(text) <= width) return std::string{text};
   width = std::max(width, 0);
@@ -234,12 +236,13 @@ inline std::string pad(std::string_view text, int width, Align align = Align::le
 }
 
 /// Exactly `width` columns: cut with an ellipsis, or padded.
-inline std::string fit(std::string_view text, int width, const Capabilities& caps, Align align = Align::left) {
+inline std::string fit(std::string_view text, int width, const Capabilities& caps,
+                       Align align = Align::left) {
   return pad(truncate(text, width, caps), width, align);
 }
 
-/// The text with a space for each run of control characters, so that it cannot leave its line. Colours survive where
-/// `keep_styles` is set and go otherwise; all other escape sequences go.
+/// The text with a space for each run of control characters, so that it cannot leave its line. Colours
+/// survive where `keep_styles` is set and go otherwise; all other escape sequences go.
 inline std::string single_line(std::string_view text, bool keep_styles = false) {
   std::string result;
   bool gap = false;
@@ -266,7 +269,8 @@ inline std::string single_line(std::string_view text, bool keep_styles = false) 
 
 // ---------------------------------------------------------------------------------------------------- styles
 
-/// The sixteen colours are the user's own theme, so that the output can be read on dark and on light backgrounds.
+/// The sixteen colours are the user's own theme, so that the output can be read on dark and on light
+/// backgrounds.
 enum class Style : unsigned char { reset, bold, dim, italic, red, green, yellow, blue, magenta, cyan, gray };
 
 /// The escape sequence that begins the style; empty where the output has no colour.
@@ -288,8 +292,10 @@ constexpr std::string_view escape(Style style, const Capabilities& caps) {
   return {};
 }
 
-/// The text in the given styles, reset behind it; the bare text where the output has no colour or `text` is empty.
-inline std::string styled(std::string_view text, std::initializer_list<Style> styles, const Capabilities& caps) {
+/// The text in the given styles, reset behind it; the bare text where the output has no colour or `text` is
+/// empty.
+inline std::string styled(std::string_view text, std::initializer_list<Style> styles,
+                          const Capabilities& caps) {
   if (text.empty()) return {};
   std::string result;
   for (const Style style : styles) result += escape(style, caps);
@@ -302,19 +308,31 @@ inline std::string styled(std::string_view text, Style style, const Capabilities
   return styled(text, {style}, caps);
 }
 
-inline std::string bold(std::string_view text, const Capabilities& caps) { return styled(text, Style::bold, caps); }
-inline std::string dim(std::string_view text, const Capabilities& caps) { return styled(text, Style::dim, caps); }
-inline std::string red(std::string_view text, const Capabilities& caps) { return styled(text, Style::red, caps); }
-inline std::string green(std::string_view text, const Capabilities& caps) { return styled(text, Style::green, caps); }
-inline std::string yellow(std::string_view text, const Capabilities& caps) { return styled(text, Style::yellow, caps); }
-inline std::string cyan(std::string_view text, const Capabilities& caps) { return styled(text, Style::cyan, caps); }
+inline std::string bold(std::string_view text, const Capabilities& caps) {
+  return styled(text, Style::bold, caps);
+}
+inline std::string dim(std::string_view text, const Capabilities& caps) {
+  return styled(text, Style::dim, caps);
+}
+inline std::string red(std::string_view text, const Capabilities& caps) {
+  return styled(text, Style::red, caps);
+}
+inline std::string green(std::string_view text, const Capabilities& caps) {
+  return styled(text, Style::green, caps);
+}
+inline std::string yellow(std::string_view text, const Capabilities& caps) {
+  return styled(text, Style::yellow, caps);
+}
+inline std::string cyan(std::string_view text, const Capabilities& caps) {
+  return styled(text, Style::cyan, caps);
+}
 
 // --------------------------------------------------------------------------------------------------- numbers
 
 namespace detail {
 
-/// One decimal below a hundred, none above, so that three digits are shown; "100", not "100.0", where rounding gets
-/// there.
+/// One decimal below a hundred, none above, so that three digits are shown; "100", not "100.0", where
+/// rounding gets there.
 inline std::string three_digits(double value) { return fmt::format("{:.{}f}", value, value < 99.95 ? 1 : 0); }
 
 }  // namespace detail
@@ -323,7 +341,8 @@ inline std::string three_digits(double value) { return fmt::format("{:.{}f}", va
 /// From a hundred on it is cut, not rounded, as Lightning does.
 inline std::string format_count(std::int64_t count) {
   const std::string sign = count < 0 ? "-" : "";
-  const std::uint64_t size = count < 0 ? 0 - static_cast<std::uint64_t>(count) : static_cast<std::uint64_t>(count);
+  const std::uint64_t size =
+      count < 0 ? 0 - static_cast<std::uint64_t>(count) : static_cast<std::uint64_t>(count);
   if (size < 1000) return sign + fmt::format("{}", size);
   constexpr std::string_view kUnits[] = {"K", "M", "B", "T"};
   std::uint64_t scale = 1000;
@@ -355,8 +374,8 @@ inline std::string format_bytes(std::uint64_t bytes) {
   return fmt::format("{} {}", detail::three_digits(value), kUnits[unit]);
 }
 
-/// A time span in seconds, rounded down: "0:00:05", "1:02:03", "123:00:00"; "-:--:--" where it is not known (not a
-/// number, negative, or longer than a century).
+/// A time span in seconds, rounded down: "0:00:05", "1:02:03", "123:00:00"; "-:--:--" where it is not known
+/// (not a number, negative, or longer than a century).
 inline std::string format_duration(double seconds) {
   if (!(seconds >= 0.0) || seconds > 3.2e9) return "-:--:--";
   const auto whole = static_cast<std::int64_t>(seconds);
@@ -369,7 +388,8 @@ inline std::string format_rate(double per_second, std::string_view unit = "it") 
   if (!std::isfinite(per_second) || per_second <= 0.0) return fmt::format("- {}/s", unit);
   if (per_second < 0.9995) {
     const double seconds = 1.0 / per_second;
-    return seconds > 1e6 ? fmt::format("- {}/s", unit) : fmt::format("{} s/{}", detail::three_digits(seconds), unit);
+    return seconds > 1e6 ? fmt::format("- {}/s", unit)
+                         : fmt::format("{} s/{}", detail::three_digits(seconds), unit);
   }
   constexpr std::string_view kPrefixes[] = {"", "k", "M", "G", "T"};
   std::size_t prefix = 0;
@@ -380,8 +400,9 @@ inline std::string format_rate(double per_second, std::string_view unit = "it") 
   return fmt::format("{}{} {}/s", detail::three_digits(per_second), kPrefixes[prefix], unit);
 }
 
-/// A metric's value in four significant digits: "0.0312", "97.83", "1.2e-05", "nan", "-inf". Whole numbers and the
-/// digits before the point are kept up to ten millions, since a step count in scientific notation helps nobody.
+/// A metric's value in four significant digits: "0.0312", "97.83", "1.2e-05", "nan", "-inf". Whole numbers
+/// and the digits before the point are kept up to ten millions, since a step count in scientific notation
+/// helps nobody.
 inline std::string format_value(double value) {
   if (std::isnan(value)) return "nan";  // never "-nan": the sign of a NaN says nothing
   if (value == 0.0) return "0";

@@ -1,0 +1,172 @@
+// Trains a small convolutional network on handwritten digits, tests it, and draws some predictions in the terminal.
+#include <fulmen/fulmen.hpp>
+#include <fulmen/terminal/image.hpp>
+#include <fulmen/terminal/terminal.hpp>
+
+#include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/dropout.h>
+#include <torch/nn/modules/linear.h>
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/max_pool2d.h>
+
+#include <CLI/CLI.hpp>
+
+#include <cmath>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <numbers>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace {
+
+namespace nn = torch::nn;
+
+/// Three 3×3 convolutions with batch normalisation, pooled twice, and a linear layer: N×1×H×W images to N×10 logits.
+struct Net : nn::Module {
+  nn::Conv2d conv1{nullptr}, conv2{nullptr}, conv3{nullptr};
+  nn::BatchNorm2d bn1{nullptr}, bn2{nullptr}, bn3{nullptr};
+  nn::Dropout dropout{nullptr};
+  nn::Linear fc{nullptr};
+
+  Net(std::int64_t height, std::int64_t width) {
+    const auto conv = [](std::int64_t in, std::int64_t out) { return nn::Conv2d(nn::Conv2dOptions(in, out, 3).padding(1)); };
+    conv1 = register_module("conv1", conv(1, 32));
+    bn1 = register_module("bn1", nn::BatchNorm2d(32));
+    conv2 = register_module("conv2", conv(32, 32));
+    bn2 = register_module("bn2", nn::BatchNorm2d(32));
+    conv3 = register_module("conv3", conv(32, 64));
+    bn3 = register_module("bn3", nn::BatchNorm2d(64));
+    dropout = register_module("dropout", nn::Dropout(0.3));
+    fc = register_module("fc", nn::Linear(64 * (height / 4) * (width / 4), 10));
+  }
+
+  at::Tensor forward(const at::Tensor& images) {
+    at::Tensor x = bn1(conv1(images)).relu_();
+    x = at::max_pool2d(bn2(conv2(x)).relu_(), 2);
+    x = at::max_pool2d(bn3(conv3(x)).relu_(), 2);
+    return fc(dropout(x.flatten(1)));
+  }
+};
+
+/// Images N×1×H×W from 0 to 1, and labels.
+struct Set {
+  at::Tensor images, labels;
+
+  Set slice(std::int64_t from, std::int64_t to) const { return {images.slice(0, from, to), labels.slice(0, from, to)}; }
+};
+
+Set read(const std::filesystem::path& images_file, const std::filesystem::path& labels_file) {
+  const at::Tensor images = fulmen::read_idx(images_file), labels = fulmen::read_idx(labels_file);
+  if (images.dim() != 3 || labels.dim() != 1 || images.size(0) != labels.size(0)) {
+    fulmen::fail("'{}' has {} dimensions and {} samples, '{}' has {} and {}: expected images N×H×W and labels N",
+                 images_file.string(), images.dim(), images.size(0), labels_file.string(), labels.dim(), labels.size(0));
+  }
+  const at::Tensor scaled = images.to(at::kFloat);
+  return {scaled.div(scaled.max()).unsqueeze(1), labels.to(at::kLong)};
+}
+
+struct Data {
+  Set train, val, test;
+};
+
+/// The digits of the repository: a fixed shuffle, then 1,200 to train, 297 to validate and 300 to test.
+Data read_digits(const std::filesystem::path& dir) {
+  const Set all = read(dir / "digits-images-idx3-ubyte", dir / "digits-labels-idx1-ubyte");
+  const std::int64_t n = all.labels.size(0);
+  // 1009 has no divisor in common with 1,797, so this visits each image once.
+  const at::Tensor order = at::arange(n, at::kLong).mul(1009).remainder(n);
+  const Set shuffled{all.images.index_select(0, order), all.labels.index_select(0, order)};
+  return {shuffled.slice(0, 1200), shuffled.slice(1200, 1497), shuffled.slice(1497, n)};
+}
+
+/// MNIST or Fashion-MNIST, gzipped or not; the last twelfth of the training images validates.
+Data read_mnist(const std::filesystem::path& dir) {
+  const Set train = read(fulmen::find_idx(dir, "train-images-idx3-ubyte"), fulmen::find_idx(dir, "train-labels-idx1-ubyte"));
+  const Set test = read(fulmen::find_idx(dir, "t10k-images-idx3-ubyte"), fulmen::find_idx(dir, "t10k-labels-idx1-ubyte"));
+  const std::int64_t n = train.labels.size(0), kept = n - n / 12;
+  return {train.slice(0, kept), train.slice(kept, n), test};
+}
+
+/// Draws images side by side, each with its predicted label below, and the true one where they differ.
+void draw(const at::Tensor& images, const at::Tensor& predicted, const at::Tensor& labels) {
+  const auto caps = fulmen::terminal::detect(stdout);
+  std::vector<std::vector<std::string>> blocks;
+  for (std::int64_t i = 0; i < images.size(0); ++i) {
+    const at::Tensor image = images[i][0].contiguous();
+    blocks.push_back(fulmen::terminal::render_gray(
+        std::span(image.const_data_ptr<float>(), static_cast<std::size_t>(image.numel())),
+        static_cast<int>(image.size(0)), static_cast<int>(image.size(1)), caps));
+    const auto guess = predicted[i].item<std::int64_t>(), truth = labels[i].item<std::int64_t>();
+    blocks.back().push_back(guess == truth ? fmt::format("→ {}", guess) : fmt::format("→ {} ({})", guess, truth));
+  }
+  for (const std::string& line : fulmen::terminal::side_by_side(blocks, 3, caps.width)) std::puts(line.c_str());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  std::filesystem::path data_dir, load;
+  fulmen::Options options{.max_epochs = 15, .name = "digits"};
+  std::int64_t batch_size = 64;
+  std::uint64_t seed = 0;
+  double lr = 5e-3;
+  int threads = 0;
+
+  CLI::App app{"Trains a small CNN on handwritten digits and draws what it predicts."};
+  app.add_option("--data", data_dir, "folder with MNIST or Fashion-MNIST in IDX form, gzipped or not; "
+                                     "default: the 1,797 digits that come with fulmen")
+      ->check(CLI::ExistingDirectory);
+  app.add_option("--epochs", options.max_epochs, "epochs")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--batch-size", batch_size, "images a step")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--lr", lr, "first learning rate of AdamW; it falls to 0 along a cosine")
+      ->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--seed", seed, "the same seed gives the same numbers")->capture_default_str();
+  app.add_option("--threads", threads, "threads for LibTorch; default: 1 for the small digits, else one a core")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--runs", options.default_root_dir, "where the run's folder is made")->capture_default_str();
+  app.add_option("--load", load, "a checkpoint to go on from")->check(CLI::ExistingFile);
+  bool plan = false;
+  app.add_flag("--plan", plan, "print which steps and hooks run, and who answers them; then stop");
+  CLI11_PARSE(app, argc, argv);
+
+  fulmen::seed_everything(seed);
+  const Data data = data_dir.empty() ? read_digits(FULMEN_DIGITS_DATA) : read_mnist(data_dir);
+  const at::Tensor& images = data.train.images;
+  if (threads == 0 && data_dir.empty()) threads = 1;  // 8×8 images: two threads would wait for each other
+  if (threads > 0) at::set_num_threads(threads);
+  const auto cosine = [lr, n = options.max_epochs](std::int64_t epoch) {
+    return lr * 0.5 * (1 + std::cos(std::numbers::pi * static_cast<double>(epoch) / static_cast<double>(n)));
+  };
+
+  fulmen::Trainer trainer{Net{images.size(2), images.size(3)},
+                          fulmen::CrossEntropy{},
+                          fulmen::AdamW{.lr = lr},
+                          fulmen::Schedule{cosine},
+                          fulmen::Identity{},
+                          fulmen::callbacks(fulmen::MetricMonitor{fulmen::Accuracy{}}),
+                          options};
+  if (plan) {
+    std::fputs(fulmen::to_string(trainer.plan()).c_str(), stdout);
+    return 0;
+  }
+  if (!load.empty()) trainer.load(load);
+
+  fulmen::TensorLoader train{{images, data.train.labels}, {.batch_size = batch_size, .shuffle = true}};
+  fulmen::TensorLoader val{{data.val.images, data.val.labels}, {.batch_size = 256}};
+  fulmen::TensorLoader test{{data.test.images, data.test.labels}, {.batch_size = 256}};
+
+  trainer.fit(train, val);
+  trainer.test(test);
+
+  const Set some = data.test.slice(0, 8);
+  for (const at::Tensor& logits : trainer.predict(some.images)) draw(some.images, logits.argmax(1), some.labels);
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "digits: %s\n", error.what());
+  return 1;
+}

@@ -1,0 +1,142 @@
+// Writes checkpoints into a folder for tests/fixtures/checkpoint/check.py, which reads them with Python's
+// torch.load:
+//   write_for_python <folder>
+#include <fulmen/checkpoint/archive.hpp>
+#include <fulmen/checkpoint/module_state.hpp>
+#include <fulmen/checkpoint/state.hpp>
+
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace {
+
+// The twin of Net in make.py.
+struct Net : torch::nn::Module {
+  torch::nn::Sequential features;
+  torch::nn::Linear head{torch::nn::LinearOptions(3, 2).bias(false)};
+  at::Tensor scale, shift;
+
+  Net() : features(torch::nn::Conv2d(1, 3, 3), torch::nn::BatchNorm2d(3), torch::nn::ReLU()) {
+    register_module("features", features);
+    register_module("head", head);
+    scale = register_parameter("scale", at::tensor({1.5f}));
+    shift = register_buffer("shift", at::tensor({0.25f}));
+  }
+
+  at::Tensor forward(const at::Tensor& x) {
+    return head(features->forward(x).mean(at::IntArrayRef{2, 3})) * scale + shift;
+  }
+};
+
+// Python's layout of an AdamW's state_dict().
+fulmen::State adamw_state(const torch::optim::AdamW& optimizer) {
+  fulmen::State states;
+  std::vector<int> ids;
+  const auto& group = optimizer.param_groups()[0];
+  for (const at::Tensor& parameter : group.params()) {
+    const auto& state = static_cast<const torch::optim::AdamWParamState&>(
+        *optimizer.state().at(parameter.unsafeGetTensorImpl()));
+    const int id = static_cast<int>(ids.size());
+    states.set(id, fulmen::State()
+                       .set("step", at::full({}, static_cast<double>(state.step()), at::kFloat))
+                       .set("exp_avg", state.exp_avg())
+                       .set("exp_avg_sq", state.exp_avg_sq()));
+    ids.push_back(id);
+  }
+  const auto& options = static_cast<const torch::optim::AdamWOptions&>(group.options());
+  const auto [beta1, beta2] = options.betas();
+  const c10::IValue none;
+  fulmen::State group_state;
+  group_state.set("lr", options.lr()).set("betas", c10::IValue(c10::ivalue::Tuple::create({beta1, beta2})));
+  group_state.set("eps", options.eps()).set("weight_decay", options.weight_decay()).set("amsgrad", false);
+  group_state.set("maximize", false)
+      .set("foreach", none)
+      .set("capturable", false)
+      .set("differentiable", false);
+  group_state.set("fused", none).set("decoupled_weight_decay", true).set("params", ids);
+  return fulmen::State().set("state", states).set("param_groups", std::vector<fulmen::State>{group_state});
+}
+
+fulmen::State values() {
+  const at::Tensor base = at::arange(12).to(at::kFloat);
+  fulmen::State state;
+  state.set("none", c10::IValue())
+      .set("yes", true)
+      .set("no", false)
+      .set("float", -0.5)
+      .set("text", "Thor \u26a1 \U0001f40d");
+  state.set("ints", std::vector<std::int64_t>{0, 255, 256, 65535, 65536, -1, std::int64_t{1} << 31, INT64_MAX,
+                                              INT64_MIN});
+  state.set("bytes", std::string("\x00\xff\x80z", 4)).set("bytes again", std::string("\x00\xff\x80z", 4));
+  state.set("complex", c10::IValue(c10::complex<double>(1.5, -2)))
+      .set("device", c10::IValue(c10::Device("cuda:1")));
+  state.set("cpu", c10::IValue(c10::Device("cpu")));
+  state.set("tuple",
+            c10::IValue(c10::ivalue::Tuple::create({c10::IValue(1), c10::IValue("a"), c10::IValue(2.5)})));
+  state.set("empty", std::vector<fulmen::State>{fulmen::State()}).set(7, "seven");
+  state.set("base", base).set("row", base.view({3, 4})[1]).set("transposed", base.view({3, 4}).t());
+  state.set("base again", base).set("column", at::arange(20).view({4, 5}).select(1, 2));
+  state.set("bits", base.view(at::kInt).slice(0, 1, 3)).set("parameter", at::ones(2).requires_grad_());
+  state.set("conj", at::view_as_complex(at::tensor({1.f, 2.f})).conj())
+      .set("scalar", at::scalar_tensor(-7, at::kLong));
+  state.set("nothing", at::zeros({0, 3}))
+      .set("undefined", at::Tensor())
+      .set("expanded", at::tensor({5.f}).expand(3));
+  state.set("channels_last",
+            at::arange(120).to(at::kFloat).view({2, 3, 4, 5}).contiguous(at::MemoryFormat::ChannelsLast));
+  fulmen::State dtypes;
+  for (const auto dtype : {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort,
+                           at::kChar, at::kByte, at::kBool, at::kComplexFloat, at::kComplexDouble,
+                           at::kUInt16, at::kUInt32, at::kUInt64, at::kFloat8_e4m3fn, at::kFloat8_e5m2}) {
+    dtypes.set(fulmen::checkpoint::detail::dtype_name(dtype), at::tensor({0.f, 1.f, 1.f}).to(dtype));
+  }
+  state.set("dtypes", dtypes);
+  fulmen::State many;
+  for (int i = 0; i < 1000; ++i) many.set("key" + std::to_string(i), std::vector<int>{i});
+  return state.set("many", many);
+}
+
+void write_all(const std::filesystem::path& folder) {
+  fulmen::checkpoint::write(folder / "values.pt", values());
+
+  torch::manual_seed(0);
+  Net net;
+  const at::Tensor x = at::randn({4, 1, 8, 8});
+  torch::optim::AdamW optimizer(net.parameters(), torch::optim::AdamWOptions(1e-2));
+  const auto step = [&] {
+    net.train();
+    optimizer.zero_grad();
+    net.forward(x).square().mean().backward();
+    optimizer.step();
+    net.eval();
+  };
+  for (int i = 0; i < 3; ++i) step();
+  fulmen::State file;
+  file.set("model", fulmen::module_state(net)).set("optimizer", adamw_state(optimizer));
+  file.set("input", x).set("answer", net.forward(x));
+  fulmen::checkpoint::write(folder / "model.pt", file);
+  // One step more, for Python to repeat.
+  step();
+  fulmen::checkpoint::write(folder / "next.pt", fulmen::module_state(net));
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 2) {
+    std::fprintf(stderr, "usage: write_for_python <folder>\n");
+    return 2;
+  }
+  try {
+    write_all(arguments[1]);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

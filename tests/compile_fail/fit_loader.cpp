@@ -1,0 +1,7 @@
+// fit on something that is no loader.
+#include "common.hpp"
+
+void run() {
+  fulmen::Trainer trainer{Net{}, fulmen::CrossEntropy{}, fulmen::SGD{}};
+  trainer.fit(5);
+}

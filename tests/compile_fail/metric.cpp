@@ -1,0 +1,4 @@
+// MetricMonitor with something that is no metric.
+#include "common.hpp"
+
+void run() { fulmen::MetricMonitor monitor{5}; }

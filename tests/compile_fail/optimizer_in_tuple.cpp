@@ -1,0 +1,4 @@
+// One of the optimizers is no policy.
+#include "common.hpp"
+
+void run() { fulmen::Trainer trainer{Net{}, fulmen::CrossEntropy{}, std::tuple{fulmen::SGD{}, 1e-3}}; }
