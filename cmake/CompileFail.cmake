@@ -1,7 +1,8 @@
-# cmake -DCOMMANDS=<compile_commands.json> -DSOURCE=<file> -DEXPECTED=<regex> -P CompileFail.cmake
+# cmake -DCOMMANDS=<compile_commands.json> -DSOURCE=<file> -DEXPECTED=<regex> [-DANYWHERE=ON] -P CompileFail.cmake
 #
 # Compiles the source as the build would, up to the checks of its syntax and types. Succeeds only if the compiler fails
-# and says what is expected.
+# and says what is expected, in the line of its only error: what follows from the user's mistake must not hide it. With
+# ANYWHERE, any line of its output will do.
 
 file(READ "${COMMANDS}" commands)
 string(JSON count LENGTH "${commands}")
@@ -28,10 +29,20 @@ execute_process(COMMAND ${command} -fsyntax-only
 if(result EQUAL 0)
   message(FATAL_ERROR "${SOURCE} compiles; expected an error that matches: ${EXPECTED}")
 endif()
-if(NOT output MATCHES "${EXPECTED}")
-  message("${output}")
-  message(FATAL_ERROR "${SOURCE} does not compile, as it should not, but no message (above) matches: ${EXPECTED}")
-endif()
-string(REGEX MATCHALL "[^\n]*error[^\n]*" errors "${output}")
+string(REPLACE ";" "," output "${output}") # else one message would be several elements of the list
+string(REGEX MATCHALL "[^\n]*error: [^\n]*" errors "${output}")
 list(LENGTH errors count)
-message("${count} line(s) of errors, among them the one expected: ${CMAKE_MATCH_0}")
+set(searched "${output}")
+if(NOT ANYWHERE)
+  string(REGEX MATCH "[^\n]*error: [^\n]*" searched "${output}")
+endif()
+if(NOT searched MATCHES "${EXPECTED}")
+  message("${output}")
+  message(FATAL_ERROR "${SOURCE} does not compile, as it should not, but its first error (above) does not match: ${EXPECTED}")
+endif()
+set(match "${CMAKE_MATCH_0}")
+if(count GREATER 1 AND NOT ANYWHERE)
+  message("${output}")
+  message(FATAL_ERROR "${SOURCE} gives ${count} errors (above), expected one: ${match}")
+endif()
+message("As expected: ${match}")

@@ -269,6 +269,23 @@ TEST(Trainer, OptimisesByHandWithSeveralOptimizers) {
   EXPECT_LT(trainer.module().a(at::ones({1, 4})).abs().item<double>(), before);
 }
 
+TEST(Trainer, AnOptimizerMayHaveASubmoduleForItself) {
+  struct Parts : torch::nn::Module {
+    torch::nn::Linear a{register_module("a", torch::nn::Linear(4, 4))}, ab{register_module("ab", torch::nn::Linear(4, 3))};
+    at::Tensor forward(const at::Tensor& x) { return ab(a(x)); }
+  };
+  const Data data;
+  auto loader = data.loader();
+  Trainer trainer{Parts{}, CrossEntropy{}, parameters_of("a", SGD{.lr = 1}), none, Identity{}, callbacks(), quiet(), barebones};
+  const at::Tensor a = trainer.module().a->weight.detach().clone(), ab = trainer.module().ab->weight.detach().clone();
+  trainer.fit(loader);
+  EXPECT_FALSE(trainer.module().a->weight.equal(a));
+  EXPECT_TRUE(trainer.module().ab->weight.equal(ab)) << "a name that only begins like it is another";
+  Trainer wrong{Parts{}, CrossEntropy{}, parameters_of("c", SGD{}), none, Identity{}, callbacks(), quiet(), barebones};
+  EXPECT_EQ(error_of([&] { wrong.fit(loader); }),
+            "parameters_of(\"c\"): no trainable parameter is in that submodule; there is: a.weight, a.bias, ab.weight, ab.bias");
+}
+
 struct TwoTargets : torch::nn::Module {
   static constexpr int n_targets = 2;
   torch::nn::Linear fc{nullptr};

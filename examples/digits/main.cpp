@@ -119,6 +119,7 @@ int main(int argc, char** argv) try {
   int threads = 0;
 
   CLI::App app{"Trains a small CNN on handwritten digits and draws what it predicts."};
+  app.set_help_flag("-h,--help", "print this help");
   app.add_option("--data", data_dir, "folder with MNIST or Fashion-MNIST in IDX form, gzipped or not; "
                                      "default: the 1,797 digits that come with fulmen")
       ->check(CLI::ExistingDirectory);

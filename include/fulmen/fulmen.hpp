@@ -13,6 +13,7 @@
 #include <fulmen/loggers/csv.hpp>
 #include <fulmen/metrics/accuracy.hpp>
 #include <fulmen/optim/adam.hpp>
+#include <fulmen/optim/parameters_of.hpp>
 #include <fulmen/optim/sgd.hpp>
 #include <fulmen/predict/predictor.hpp>
 #include <fulmen/schedule/scheduler.hpp>

@@ -24,7 +24,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -45,9 +47,6 @@ inline constexpr bool is_module = std::derived_from<M, torch::nn::Module>;
 
 template <class T>
 struct ModuleOf {
-  static_assert(is_module<T>,
-                "fulmen: a Trainer's first argument must be a module: a class derived from torch::nn::Module by value, a "
-                "std::shared_ptr to one, or a module holder");
   using type = T;
 };
 template <class T>
@@ -65,17 +64,34 @@ std::shared_ptr<M> share_module(Argument&& argument) {
     module = std::make_shared<M>(std::forward<Argument>(argument));
   } else if constexpr (std::is_base_of_v<torch::detail::ModuleHolderIndicator, A>) {
     module = argument.is_empty() ? nullptr : argument.ptr();
-  } else {
+  } else if constexpr (is_module<M>) {
     module = std::forward<Argument>(argument);
   }
   if (!module) fail<std::invalid_argument>("Trainer: the module is a null pointer, expected a module");
   return module;
 }
 
+/// A pointer or a reference to a callback has none of its members, so all its hooks would be ignored.
+template <class C>
+inline constexpr bool is_callback = std::is_class_v<C> && !requires(C& c) { c.operator->(); };
+template <class C>
+inline constexpr bool is_callback<std::reference_wrapper<C>> = false;
 template <class T>
-inline constexpr bool is_tuple = false;
-template <class... T>
-inline constexpr bool is_tuple<std::tuple<T...>> = true;
+inline constexpr bool are_callbacks = false;
+template <class... C>
+inline constexpr bool are_callbacks<std::tuple<C...>> = (is_callback<C> && ...);
+
+template <class R>
+concept RuntimePolicy = requires(R runtime) {
+  { runtime.device } -> std::convertible_to<std::optional<at::Device>>;
+  std::tuple_size<decltype(runtime.loggers)>::value;
+  std::tuple_size<decltype(runtime.defaults)>::value;
+};
+
+/// Stands for the context of a Trainer whose arguments are wrong, so that the message about them is the only one.
+struct NoContext {
+  explicit NoContext(auto&&...) {}
+};
 
 }  // namespace detail
 
@@ -94,24 +110,41 @@ inline constexpr bool is_tuple<std::tuple<T...>> = true;
 template <class ModuleType, class CriterionType, class OptimizerType, class SchedulerType, class PredictorType,
           class CallbacksType, class RuntimeType>
 class Trainer {
-  static_assert(detail::AllOptimizerPolicies<OptimizerType>::value,
+  static constexpr bool module_fits = detail::is_module<ModuleType>,
+                        optimizer_fits = detail::AllOptimizerPolicies<OptimizerType>::value,
+                        scheduler_fits = detail::AllSchedulerPolicies<SchedulerType>::value,
+                        counts_fit = std::tuple_size_v<typename detail::PolicyTuple<SchedulerType>::type> <=
+                                     std::tuple_size_v<typename detail::PolicyTuple<OptimizerType>::type>,
+                        predictor_fits = Predictor<PredictorType, at::Tensor> ||
+                                         Predictor<PredictorType, std::tuple<at::Tensor>>,
+                        callbacks_fit = detail::are_callbacks<CallbacksType>,
+                        runtime_fits = detail::RuntimePolicy<RuntimeType>;
+  static_assert(module_fits,
+                "fulmen: a Trainer's first argument must be a module: a class derived from torch::nn::Module by value, a "
+                "std::shared_ptr to one, or a module holder");
+  static_assert(optimizer_fits,
                 "fulmen: a Trainer's third argument (Optimizer) must be an optimizer policy such as fulmen::AdamW{}, a "
                 "std::tuple of them, or fulmen::none");
-  static_assert(detail::AllSchedulerPolicies<SchedulerType>::value,
+  static_assert(scheduler_fits,
                 "fulmen: a Trainer's fourth argument (Scheduler) must be a scheduler policy with rate(t, initial, current) "
                 "such as fulmen::Switch{...}, a std::tuple of them, or fulmen::none");
-  static_assert(std::tuple_size_v<typename detail::PolicyTuple<SchedulerType>::type> <=
-                    std::tuple_size_v<typename detail::PolicyTuple<OptimizerType>::type>,
-                "fulmen: there are more schedulers than optimizers");
-  static_assert(Predictor<PredictorType, at::Tensor> || Predictor<PredictorType, std::tuple<at::Tensor>>,
+  static_assert(counts_fit, "fulmen: there are more schedulers than optimizers");
+  static_assert(predictor_fits,
                 "fulmen: a Trainer's fifth argument (Predictor) must be callable as predictor(inputs, infer), such as "
                 "fulmen::Identity{}");
-  static_assert(detail::is_tuple<CallbacksType>,
-                "fulmen: a Trainer's sixth argument (Callbacks) must be made by fulmen::callbacks(...)");
+  static_assert(callbacks_fit,
+                "fulmen: a Trainer's sixth argument (Callbacks) must be made by fulmen::callbacks(...), of objects, not of "
+                "pointers or references to them");
+  static_assert(runtime_fits,
+                "fulmen: a Trainer's last argument must be a fulmen::Runtime{...}, such as fulmen::barebones");
+  static constexpr bool fits = module_fits && optimizer_fits && scheduler_fits && counts_fit && predictor_fits &&
+                               callbacks_fit && runtime_fits;
 
  public:
-  using Context = TrainerContext<ModuleType, CriterionType, OptimizerType, SchedulerType, PredictorType, CallbacksType,
-                                 RuntimeType>;
+  using Context = std::conditional_t<fits,
+                                     TrainerContext<ModuleType, CriterionType, OptimizerType, SchedulerType,
+                                                    PredictorType, CallbacksType, RuntimeType>,
+                                     detail::NoContext>;
 
   /// @throws std::invalid_argument if the module is a null pointer or an option is out of range.
   template <class ModuleArgument>
@@ -126,60 +159,44 @@ class Trainer {
 
   /// Trains until max_epochs, max_steps, or a request to stop. With a validation loader, validates between epochs.
   /// A second call goes on where the first one ended.
-  template <class Train, class Val = None>
-  void fit(Train&& train, Val&& val = {}) {
+  template <class Train = None, class Val = None>
+  void fit(Train&& train = {}, Val&& val = {}) {
     static_assert(LoaderArgument<Train>, "fulmen: fit(train, val): train must be a loader: a range of batches, a pointer "
                                          "to one, or a tensor");
     static_assert(is_none<Val> || LoaderArgument<Val>,
                   "fulmen: fit(train, val): val must be a loader (a range of batches, a pointer to one, or a tensor), or "
                   "be left out");
-    auto&& train_loader = detail::loader_of(train, "fit");
-    run(Stage::fit, [&] {
-      if constexpr (is_none<Val>) {
-        const None no_validation;
-        detail::fit(ctx_, train_loader, no_validation);
-      } else {
-        auto&& val_loader = detail::loader_of(val, "fit");
-        detail::fit(ctx_, train_loader, val_loader);
-      }
-    });
+    if constexpr (fits && LoaderArgument<Train> && (is_none<Val> || LoaderArgument<Val>)) {
+      auto&& train_loader = detail::loader_of(train, "fit");
+      run(Stage::fit, [&] {
+        if constexpr (is_none<Val>) {
+          const None no_validation;
+          detail::fit(ctx_, train_loader, no_validation);
+        } else {
+          auto&& val_loader = detail::loader_of(val, "fit");
+          detail::fit(ctx_, train_loader, val_loader);
+        }
+      });
+    }
   }
 
   /// One validation pass. @return what was logged on_epoch
-  template <class L>
-  Metrics validate(L&& loader) {
-    return evaluate<detail::Validation>(loader, Stage::validate, ctx_.options().limit_val_batches, "limit_val_batches");
+  template <class L = None>
+  Metrics validate(L&& loader = {}) {
+    return evaluate<detail::Validation>(loader, Stage::validate, &Options::limit_val_batches, "limit_val_batches");
   }
 
   /// One test pass. @return what was logged on_epoch
-  template <class L>
-  Metrics test(L&& loader) {
-    return evaluate<detail::Test>(loader, Stage::test, ctx_.options().limit_test_batches, "limit_test_batches");
+  template <class L = None>
+  Metrics test(L&& loader = {}) {
+    return evaluate<detail::Test>(loader, Stage::test, &Options::limit_test_batches, "limit_test_batches");
   }
 
   /// What predict_step returns for each batch, in a std::vector; nothing if it returns nothing.
-  template <class L>
-  auto predict(L&& argument) {
+  template <class L = None>
+  auto predict(L&& argument = {}) {
     static_assert(LoaderArgument<L>, "fulmen: predict(loader): expected a range of batches, a pointer to one, or a tensor");
-    auto&& loader = detail::loader_of(argument, "predict");
-    using Batch = detail::BatchOf<decltype(loader)>;
-    using Outputs = decltype(detail::evaluation_step<detail::Predict>(ctx_, std::declval<Batch&>(), 0));
-    const auto pass = [&](auto&& use) {
-      run(Stage::predict, [&] {
-        if (ctx_.options().limit_predict_batches.is_zero()) return;
-        ctx_.module().to(ctx_.device());
-        const auto limit = detail::batch_limit(ctx_, ctx_.options().limit_predict_batches, detail::loader_size(loader),
-                                               "limit_predict_batches");
-        detail::evaluation_pass<detail::Predict>(ctx_, loader, limit, Phase::predict, use);
-      });
-    };
-    if constexpr (std::is_void_v<Outputs>) {
-      pass([](auto&&) {});
-    } else {
-      std::vector<std::remove_cvref_t<Outputs>> predictions;
-      pass([&](auto&& outputs) { predictions.push_back(std::forward<decltype(outputs)>(outputs)); });
-      return predictions;
-    }
+    if constexpr (fits && LoaderArgument<L>) return predictions(argument);
   }
 
   /// Each stage, its steps and hooks in order, who answers each: constexpr data; to_string(plan()) is the table.
@@ -204,16 +221,45 @@ class Trainer {
 
  private:
   template <class E, class L>
-  Metrics evaluate(L& argument, Stage stage, const Limit& wanted, const char* option) {
-    static_assert(LoaderArgument<L>, "fulmen: a loader must be a range of batches, a pointer to one, or a tensor");
-    auto&& loader = detail::loader_of(argument, to_string(stage).data());
-    run(stage, [&] {
-      if (wanted.is_zero()) return;
-      ctx_.module().to(ctx_.device());
-      const auto limit = detail::batch_limit(ctx_, wanted, detail::loader_size(loader), option);
-      detail::evaluation_pass<E>(ctx_, loader, limit, E::phase, [](auto&&) {});
-    });
-    return ctx_.metrics().results(E::phase);
+  Metrics evaluate(L& argument, Stage stage, Limit Options::*limit_option, const char* option) {
+    static_assert(LoaderArgument<L>,
+                  "fulmen: validate(loader), test(loader): expected a range of batches, a pointer to one, or a tensor");
+    if constexpr (fits && LoaderArgument<L>) {
+      auto&& loader = detail::loader_of(argument, to_string(stage).data());
+      const Limit wanted = ctx_.options().*limit_option;
+      run(stage, [&] {
+        if (wanted.is_zero()) return;
+        ctx_.module().to(ctx_.device());
+        const auto limit = detail::batch_limit(ctx_, wanted, detail::loader_size(loader), option);
+        detail::evaluation_pass<E>(ctx_, loader, limit, E::phase, [](auto&&) {});
+      });
+      return ctx_.metrics().results(E::phase);
+    } else {
+      return {};
+    }
+  }
+
+  template <class L>
+  auto predictions(L& argument) {
+    auto&& loader = detail::loader_of(argument, "predict");
+    using Batch = detail::BatchOf<decltype(loader)>;
+    using Outputs = decltype(detail::evaluation_step<detail::Predict>(ctx_, std::declval<Batch&>(), 0));
+    const auto pass = [&](auto&& use) {
+      run(Stage::predict, [&] {
+        if (ctx_.options().limit_predict_batches.is_zero()) return;
+        ctx_.module().to(ctx_.device());
+        const auto limit = detail::batch_limit(ctx_, ctx_.options().limit_predict_batches, detail::loader_size(loader),
+                                               "limit_predict_batches");
+        detail::evaluation_pass<detail::Predict>(ctx_, loader, limit, Phase::predict, use);
+      });
+    };
+    if constexpr (std::is_void_v<Outputs>) {
+      pass([](auto&&) {});
+    } else {
+      std::vector<std::remove_cvref_t<Outputs>> predictions;
+      pass([&](auto&& outputs) { predictions.push_back(std::forward<decltype(outputs)>(outputs)); });
+      return predictions;
+    }
   }
 
   /// What surrounds every stage: setup, teardown, exceptions and Ctrl-C.

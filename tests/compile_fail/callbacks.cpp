@@ -5,7 +5,8 @@ struct Greeter {
   void on_fit_start(fulmen::Context&) {}
 };
 
-void run() {
+void run(Batches& train) {
   fulmen::Trainer trainer{Net{},     fulmen::CrossEntropy{}, fulmen::SGD{}, fulmen::none, fulmen::Identity{},
                           Greeter{}};
+  trainer.fit(train);
 }

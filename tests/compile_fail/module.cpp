@@ -1,4 +1,7 @@
 // The first argument is no module.
 #include "common.hpp"
 
-void run() { fulmen::Trainer trainer{std::string("net"), fulmen::CrossEntropy{}, fulmen::SGD{}}; }
+void run(Batches& train) {
+  fulmen::Trainer trainer{std::string("net"), fulmen::CrossEntropy{}, fulmen::SGD{}};
+  trainer.fit(train);
+}

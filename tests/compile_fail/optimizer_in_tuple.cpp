@@ -1,4 +1,7 @@
 // One of the optimizers is no policy.
 #include "common.hpp"
 
-void run() { fulmen::Trainer trainer{Net{}, fulmen::CrossEntropy{}, std::tuple{fulmen::SGD{}, 1e-3}}; }
+void run(Batches& train) {
+  fulmen::Trainer trainer{Net{}, fulmen::CrossEntropy{}, std::tuple{fulmen::SGD{}, 1e-3}};
+  trainer.fit(train);
+}

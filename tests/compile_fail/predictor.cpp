@@ -1,4 +1,7 @@
 // The predictor cannot be called.
 #include "common.hpp"
 
-void run() { fulmen::Trainer trainer{Net{}, fulmen::CrossEntropy{}, fulmen::SGD{}, fulmen::none, 5}; }
+void run(Batches& train) {
+  fulmen::Trainer trainer{Net{}, fulmen::CrossEntropy{}, fulmen::SGD{}, fulmen::none, 5};
+  trainer.fit(train);
+}

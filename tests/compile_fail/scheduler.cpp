@@ -1,4 +1,7 @@
 // The scheduler is no policy.
 #include "common.hpp"
 
-void run() { fulmen::Trainer trainer{Net{}, fulmen::CrossEntropy{}, fulmen::SGD{}, 0.5}; }
+void run(Batches& train) {
+  fulmen::Trainer trainer{Net{}, fulmen::CrossEntropy{}, fulmen::SGD{}, 0.5};
+  trainer.fit(train);
+}

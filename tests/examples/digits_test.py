@@ -11,7 +11,7 @@ import tempfile
 import time
 import unittest
 
-PROGRAM, DATA = sys.argv[1], pathlib.Path(sys.argv[2])
+PROGRAM, DATA = (pathlib.Path(argument).resolve() for argument in sys.argv[1:3])
 
 
 def run(*arguments, cwd=None):

@@ -64,7 +64,7 @@ struct Screen {
 
   explicit Screen(std::string_view output) {
     while (!output.empty()) {
-      const detail::Glyph glyph = detail::next_glyph(output);
+      const fulmen::terminal::detail::Glyph glyph = fulmen::terminal::detail::next_glyph(output);
       const std::string_view piece = output.substr(0, glyph.size);
       output.remove_prefix(glyph.size);
       if (piece == "\r") {

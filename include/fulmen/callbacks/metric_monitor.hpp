@@ -11,8 +11,12 @@ namespace fulmen {
 
 /// `MetricMonitor{Accuracy{}}` logs val/accuracy and test/accuracy. It reads `prediction` and `targets` of the step's
 /// outputs, which the default steps give; a step of one's own has to return a struct with these two members.
-template <MetricWithState... M>
+template <class... M>
 class MetricMonitor {
+  static_assert((MetricWithState<M> && ...),
+                "fulmen: MetricMonitor takes metrics: objects with a static name, update(prediction, target), compute() "
+                "and reset()");
+
  public:
   explicit MetricMonitor(M... metrics) : metrics_(std::move(metrics)...) {}
 
@@ -28,10 +32,13 @@ class MetricMonitor {
     std::apply([](auto&... metric) { (metric.reset(), ...); }, metrics_);
   }
   void update(const auto& outputs) {
-    static_assert(requires { outputs.prediction, outputs.targets; },
+    constexpr bool complete = requires { outputs.prediction, outputs.targets; };
+    static_assert(complete,
                   "fulmen: MetricMonitor needs steps that return a struct with prediction and targets, as the default "
                   "steps do");
-    std::apply([&](auto&... metric) { (metric.update(outputs.prediction, outputs.targets), ...); }, metrics_);
+    if constexpr (complete) {
+      std::apply([&](auto&... metric) { (metric.update(outputs.prediction, outputs.targets), ...); }, metrics_);
+    }
   }
   void log(Context& ctx, const char* prefix) {
     const auto one = [&](const auto& metric) {

@@ -41,9 +41,8 @@ concept LoaderArgument = Loader<std::remove_reference_t<L>> || detail::LoaderPoi
 namespace detail {
 
 /// The range behind a loader argument. @throws std::invalid_argument for a null pointer.
-template <class L>
+template <LoaderArgument L>
 decltype(auto) loader_of(L& argument, const char* called) {
-  static_assert(LoaderArgument<L>, "fulmen: a loader must be a range of batches, a pointer to one, or a tensor");
   if constexpr (TensorLike<L>) {
     return std::array<at::Tensor, 1>{argument};
   } else if constexpr (LoaderPointer<L>) {

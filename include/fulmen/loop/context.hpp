@@ -51,6 +51,13 @@ class Context {
   void log(LogName name, const at::Tensor& value, const LogOptions& options = {}) {
     metrics_.log(name, value, options, log_phase(), by_step_, by_step_ || in_batch_ ? batch_size_ : 1);
   }
+  /// Not this: a name made at run time is asked for by runtime_name.
+  template <detail::RuntimeText Name, class Value>
+  void log(Name&&, const Value&, const LogOptions& = {}) {
+    static_assert(!detail::RuntimeText<Name>,
+                  "fulmen: log(name, value) takes a literal name; for a name made at run time write "
+                  "log(fulmen::runtime_name(name), value), which hashes it at each call");
+  }
   /// All logged values. Reading one may wait for the device.
   MetricStore& metrics() { return metrics_; }
 

@@ -132,7 +132,7 @@ decltype(auto) evaluation_step(Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
   } else if constexpr (std::is_same_v<E, Predict>) {
     return default_predict_step(ctx, batch, batch_idx);
   } else {
-    return inference(ctx, batch, batch_idx, E::loss_name);
+    return inference<typename E::Step>(ctx, batch, batch_idx, E::loss_name);
   }
 }
 

@@ -48,6 +48,20 @@ void zero_grad(Ctx& ctx) {
   std::apply([](auto&... optimizer) { (optimizer.zero_grad(), ...); }, ctx.optimizers());
 }
 
+/// Whether the loop can do the optimizing of a module whose training_step returns `Outputs`. If not, says why: once.
+template <class Ctx, class Outputs>
+consteval bool can_optimize() {
+  constexpr std::size_t optimizers = std::tuple_size_v<typename Ctx::Optimizers>;
+  static_assert(!std::is_void_v<Outputs>,
+                "fulmen: training_step returns nothing; return the loss, or say static constexpr bool "
+                "automatic_optimization = false and optimise by hand");
+  static_assert(optimizers <= 1,
+                "fulmen: several optimizers need a module that optimises by hand: static constexpr bool "
+                "automatic_optimization = false and ctx.optimizers() in training_step");
+  static_assert(optimizers != 0, "fulmen: fit needs an optimizer, or a module that optimises by hand");
+  return !std::is_void_v<Outputs> && optimizers == 1;
+}
+
 /// Forward, backward and optimizer step of one batch; gives the outputs to on_train_batch_end.
 /// @return whether the optimizer stepped
 template <class Ctx, class Batch>
@@ -55,15 +69,17 @@ bool train_batch(Ctx& ctx, Batch& batch, std::int64_t batch_idx, bool last) {
   using M = typename Ctx::Module;
   const auto end = [&](auto& outputs) { ctx.template tell_all<hooks::on_train_batch_end>(outputs, batch, batch_idx); };
   using Outputs = decltype(training_step(ctx, batch, batch_idx));
-  if constexpr (automatic_optimization<M>()) {
-    static_assert(!std::is_void_v<Outputs>,
-                  "fulmen: training_step returns nothing; return the loss, or say static constexpr bool "
-                  "automatic_optimization = false and optimise by hand");
-    static_assert(std::tuple_size_v<typename Ctx::Optimizers> <= 1,
-                  "fulmen: several optimizers need a module that optimises by hand: static constexpr bool "
-                  "automatic_optimization = false and ctx.optimizers() in training_step");
-    static_assert(std::tuple_size_v<typename Ctx::Optimizers> != 0,
-                  "fulmen: fit needs an optimizer, or a module that optimises by hand");
+  if constexpr (!automatic_optimization<M>()) {
+    if constexpr (std::is_void_v<Outputs>) {
+      training_step(ctx, batch, batch_idx);
+      None nothing;
+      end(nothing);
+    } else {
+      auto outputs = training_step(ctx, batch, batch_idx);
+      end(outputs);
+    }
+    return true;
+  } else if constexpr (can_optimize<Ctx, Outputs>()) {
     const std::int64_t accumulate = ctx.options().accumulate_grad_batches;
     const bool first_of_step = accumulate == 1 || batch_idx % accumulate == 0;
     const bool last_of_step = accumulate == 1 || (batch_idx + 1) % accumulate == 0 || last;
@@ -83,15 +99,7 @@ bool train_batch(Ctx& ctx, Batch& batch, std::int64_t batch_idx, bool last) {
     end(outputs);
     return last_of_step;
   } else {
-    if constexpr (std::is_void_v<Outputs>) {
-      training_step(ctx, batch, batch_idx);
-      None nothing;
-      end(nothing);
-    } else {
-      auto outputs = training_step(ctx, batch, batch_idx);
-      end(outputs);
-    }
-    return true;
+    return false;  // the reason is a compile error already
   }
 }
 

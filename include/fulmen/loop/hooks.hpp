@@ -130,9 +130,9 @@ consteval bool names() {
 }  // namespace detail
 
 /// The compile error for a member that has a hook's name but cannot be called with any leading part of its arguments.
-/// It is a deleted function so that compilers print participant, hook and expected signature on one line.
+/// It is a type without definition, so that compilers print participant, hook and expected signature on one line.
 template <class Participant, class Hook, class Expected>
-void this_member_has_the_name_of_a_hook_but_cannot_be_called_with_its_arguments() = delete;
+struct this_member_has_the_name_of_a_hook_but_cannot_be_called_with_its_arguments;
 
 namespace detail {
 
@@ -182,7 +182,7 @@ template <class Hook, class P, class... Args>
     if constexpr (arity >= 0) {
       detail::call_leading<Hook, arity>(participant, args...);
     } else {
-      this_member_has_the_name_of_a_hook_but_cannot_be_called_with_its_arguments<P, Hook, typename Hook::Expected>();
+      this_member_has_the_name_of_a_hook_but_cannot_be_called_with_its_arguments<P, Hook, typename Hook::Expected>{};
     }
   }
 }

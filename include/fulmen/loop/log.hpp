@@ -9,11 +9,13 @@
 #include <ATen/ops/tensor.h>
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 namespace fulmen {
@@ -46,6 +48,12 @@ class LogName {
 };
 
 constexpr LogName runtime_name(std::string_view text) { return LogName(text); }
+
+namespace detail {
+/// Text that is not a literal.
+template <class T>
+concept RuntimeText = std::convertible_to<T, std::string_view> && !std::is_array_v<std::remove_reference_t<T>>;
+}  // namespace detail
 
 /// How the values of an epoch become one.
 enum class Reduce : std::uint8_t { mean, sum, min, max };

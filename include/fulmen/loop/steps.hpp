@@ -42,7 +42,8 @@ template <class Step, class M, class Ctx, class Batch>
   } else if constexpr (Step::template takes<M, Batch>) {
     return Step::call(module, batch);
   } else {
-    this_member_has_the_name_of_a_hook_but_cannot_be_called_with_its_arguments<M, Step, typename Step::Expected>();
+    this_member_has_the_name_of_a_hook_but_cannot_be_called_with_its_arguments<M, Step, typename Step::Expected>{};
+    return at::Tensor();  // as good a step as any, so that no other message follows
   }
 }
 
@@ -55,6 +56,15 @@ consteval std::size_t n_targets() {
     return 1;
   }
 }
+
+/// Looked for as hooks are: whatever its arguments, overloaded or a template.
+struct Forward {
+  struct Named {
+    int forward;
+  };
+  template <class Probe>
+  static constexpr bool unambiguous_in = requires { &Probe::forward; };
+};
 
 template <class M, class Tuple>
 inline constexpr bool forward_takes = false;
@@ -84,20 +94,42 @@ template <class M, class Batch>
 constexpr auto split(Batch& batch) {
   auto all = members(batch);
   constexpr std::size_t size = std::tuple_size_v<decltype(all)>, targets = n_targets<M>();
-  static_assert(size > targets,
-                "fulmen: this batch has too few members for the default step: the last n_targets (1 unless the module "
-                "says otherwise) are targets, and at least one input must stand before them");
   constexpr std::size_t inputs = size > targets ? size - targets : 0;
   return std::pair(part<0, inputs>(all), part<inputs, size - inputs>(all));
 }
 
+/// Whether the default step can call forward with the inputs of such a batch. If not, says why: once.
+template <class Step, class M, class Batch>
+consteval bool forward_fits() {
+  using Inputs = decltype(split<M>(std::declval<Batch&>()).first);
+  if constexpr (std::tuple_size_v<Inputs> > 0 && forward_takes<M, Inputs>) {
+    return true;
+  } else if constexpr (!names<Forward, M>()) {
+    static_assert(!std::is_same_v<Step, hooks::training_step>,
+                  "fulmen: fit needs a module with training_step, or with forward(inputs...) for the default step");
+    static_assert(!std::is_same_v<Step, hooks::validation_step>,
+                  "fulmen: validation needs a module with validation_step or inference_step, or with forward(inputs...) "
+                  "for the default step");
+    static_assert(!std::is_same_v<Step, hooks::test_step>,
+                  "fulmen: test needs a module with test_step or inference_step, or with forward(inputs...) for the "
+                  "default step");
+    static_assert(!std::is_same_v<Step, hooks::predict_step>,
+                  "fulmen: predict needs a module with predict_step or inference_step, or with forward(inputs...) for "
+                  "the default step");
+    return false;
+  } else {
+    static_assert(std::tuple_size_v<Inputs> > 0,
+                  "fulmen: this batch has too few members for the default step: the last n_targets (1 unless the module "
+                  "says otherwise) are targets, and at least one input must stand before them");
+    static_assert(std::tuple_size_v<Inputs> == 0 || forward_takes<M, Inputs>,
+                  "fulmen: the default step calls forward(inputs...) with all members of the batch but the last "
+                  "n_targets (1 unless the module says otherwise); this module's forward does not take these");
+    return false;
+  }
+}
+
 template <class M, class Inputs>
 decltype(auto) forward(M& module, const Inputs& inputs) {
-  static_assert(requires { &M::forward; } || forward_takes<M, Inputs> || std::tuple_size_v<Inputs> == 0,
-                "fulmen: the default step needs a module with forward(inputs...)");
-  static_assert(forward_takes<M, Inputs>,
-                "fulmen: the default step calls forward(inputs...) with all members of the batch but the last n_targets "
-                "(1 unless the module says otherwise); this module's forward does not take these");
   return std::apply([&](auto&... in) -> decltype(auto) { return module.forward(in...); }, inputs);
 }
 
@@ -124,19 +156,27 @@ template <class Criterion, class Output, class Targets>
 at::Tensor loss_of(Criterion& criterion, const Output& output, const Targets& targets) {
   static_assert(!is_none<Criterion>,
                 "fulmen: the criterion is fulmen::none, so the module needs a training_step of its own");
-  static_assert(criterion_takes<Criterion, const Output&, Targets>,
+  static_assert(is_none<Criterion> || criterion_takes<Criterion, const Output&, Targets>,
                 "fulmen: the criterion cannot be called as criterion(output of forward, targets...) -> tensor");
-  return std::apply([&](auto&... t) { return criterion(output, t...); }, targets);
+  if constexpr (criterion_takes<Criterion, const Output&, Targets>) {
+    return std::apply([&](auto&... t) { return criterion(output, t...); }, targets);
+  } else {
+    return {};
+  }
 }
 
 /// The default training step: criterion(forward(inputs...), targets...), logged as train/loss.
 template <class Ctx, class Batch>
 auto default_training_step(Ctx& ctx, Batch& batch) {
-  const auto parts = split<typename Ctx::Module>(batch);
-  auto prediction = forward(ctx.module(), parts.first);
-  at::Tensor loss = loss_of(ctx.criterion(), prediction, parts.second);
-  ctx.log("train/loss", loss, {.prog_bar = true});
-  return TrainingOutputs<decltype(prediction)>{std::move(loss), std::move(prediction)};
+  if constexpr (forward_fits<hooks::training_step, typename Ctx::Module, Batch>()) {
+    const auto parts = split<typename Ctx::Module>(batch);
+    auto prediction = forward(ctx.module(), parts.first);
+    at::Tensor loss = loss_of(ctx.criterion(), prediction, parts.second);
+    ctx.log("train/loss", loss, {.prog_bar = true});
+    return TrainingOutputs<decltype(prediction)>{std::move(loss), std::move(prediction)};
+  } else {
+    return TrainingOutputs<at::Tensor>{};
+  }
 }
 
 /// The loss in what a training step returned; nothing if the step asked to skip the batch (an empty optional, an
@@ -148,21 +188,25 @@ at::Tensor loss_in(const Outputs& outputs) {
   } else if constexpr (OptionalLike<Outputs>) {
     return outputs ? loss_in(*outputs) : at::Tensor();
   } else {
-    static_assert(requires { { outputs.loss } -> TensorLike; },
+    constexpr bool has_loss = requires { { outputs.loss } -> TensorLike; };
+    static_assert(has_loss,
                   "fulmen: training_step must return a loss tensor, a struct with a tensor named loss, or a std::optional "
                   "of either; a module that optimises by hand says static constexpr bool automatic_optimization = false");
-    return outputs.loss;
+    if constexpr (has_loss) return outputs.loss;
+    else return {};
   }
 }
 
 /// The module's own inference_step, or predictor(inputs, activation(forward)) on the device, with the targets.
 /// With a log name, the loss is logged as well, where it can be had: without an activation between forward and prediction.
-template <class Ctx, class Batch, class Name>
+template <class Step, class Ctx, class Batch, class Name>
 auto inference(Ctx& ctx, Batch& batch, std::int64_t batch_idx, Name loss_name) {
   using M = typename Ctx::Module;
   M& module = ctx.module();
   if constexpr (answers<hooks::inference_step, M>) {
     return call_step<hooks::inference_step>(module, ctx, batch, batch_idx);
+  } else if constexpr (!forward_fits<Step, M, Batch>()) {
+    return InferenceOutputs<at::Tensor, at::Tensor>{};
   } else {
     move_to(batch, ctx.device());
     const auto parts = split<M>(batch);
@@ -213,7 +257,7 @@ auto default_predict_step(Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
       return ctx.predictor()(one_or_tuple(all), [&](auto in) { return std::apply(infer, std::move(in)); });
     }
   } else {
-    return inference(ctx, batch, batch_idx, none).prediction;
+    return inference<hooks::predict_step>(ctx, batch, batch_idx, none).prediction;
   }
 }
 

@@ -104,10 +104,11 @@ inline std::string counter(const Progress& progress) {
 }
 
 inline std::string field_text(const Field& field, int value_width, const Capabilities& caps) {
-  const std::string value = pad(format_value(field.value), value_width);
+  const std::string value = format_value(field.value);
   const std::string name = single_line(field.name);
+  // Padded outside of the style, so that blanks at the end of a line can be cut off.
   return styled(name, Style::dim, caps) + (name.empty() ? "" : " ") +
-         (std::isfinite(field.value) ? value : styled(value, {Style::bold, Style::red}, caps));
+         pad(std::isfinite(field.value) ? value : styled(value, {Style::bold, Style::red}, caps), value_width);
 }
 
 /// What a Bar remembers from line to line, so that they resemble each other.
@@ -498,7 +499,7 @@ class Bar {
   };
 
   static constexpr int kIdle = std::numeric_limits<int>::max();
-  static constexpr int kLeastValue = 6;  // columns: "0.9783"
+  static constexpr int kLeastValue = 8;  // columns: "0.9783"
   static constexpr int kMaxStride = 1 << 16;
   // The clock is read about this often. Seldom enough that reading it (25 ns) costs a ten-thousandth of the
   // time; often enough that a phase whose steps become a thousand times slower is still drawn after half a
