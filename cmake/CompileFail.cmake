@@ -1,8 +1,8 @@
 # cmake -DCOMMANDS=<compile_commands.json> -DSOURCE=<file> -DEXPECTED=<regex> [-DANYWHERE=ON] -P CompileFail.cmake
 #
-# Compiles the source as the build would, up to the checks of its syntax and types. Succeeds only if the compiler fails
-# and says what is expected, in the line of its only error: what follows from the user's mistake must not hide it. With
-# ANYWHERE, any line of its output will do.
+# Compiles the source as the build would, up to the checks of its syntax and types. Succeeds only if the compiler
+# fails and says what is expected, in the line of its only error: what follows from a mistake must not hide it.
+# With ANYWHERE, any line of its output will do.
 
 file(READ "${COMMANDS}" commands)
 string(JSON count LENGTH "${commands}")
@@ -38,7 +38,7 @@ if(NOT ANYWHERE)
 endif()
 if(NOT searched MATCHES "${EXPECTED}")
   message("${output}")
-  message(FATAL_ERROR "${SOURCE} does not compile, as it should not, but its first error (above) does not match: ${EXPECTED}")
+  message(FATAL_ERROR "${SOURCE} does not compile, but its first error (above) does not match: ${EXPECTED}")
 endif()
 set(match "${CMAKE_MATCH_0}")
 if(count GREATER 1 AND NOT ANYWHERE)

@@ -405,7 +405,7 @@ TEST(Trainer, SavesAndLoadsEverything) {
         at::cross_entropy_loss(trainer.module().forward(x), y).backward();
         ctx.optimizer().step();
       }
-      trainer.context().template advance_schedulers<false>();
+      trainer.context().template advance_schedulers<Interval::epoch, false>(0);
     }
   };
   go_on(*first);

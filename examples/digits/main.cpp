@@ -87,8 +87,11 @@ Data read_digits(const std::filesystem::path& dir) {
 
 /// MNIST or Fashion-MNIST, gzipped or not; the last twelfth of the training images validates.
 Data read_mnist(const std::filesystem::path& dir) {
-  const Set train = read(fulmen::find_idx(dir, "train-images-idx3-ubyte"), fulmen::find_idx(dir, "train-labels-idx1-ubyte"));
-  const Set test = read(fulmen::find_idx(dir, "t10k-images-idx3-ubyte"), fulmen::find_idx(dir, "t10k-labels-idx1-ubyte"));
+  const auto part = [&](const std::string& name) {
+    const auto images = fulmen::find_idx(dir, name + "-images-idx3-ubyte");
+    return read(images, fulmen::find_idx(dir, name + "-labels-idx1-ubyte"));
+  };
+  const Set train = part("train"), test = part("t10k");
   const std::int64_t n = train.labels.size(0), kept = n - n / 12;
   return {train.slice(0, kept), train.slice(kept, n), test};
 }

@@ -1,8 +1,8 @@
-// Sequence to sequence: reads dates as people write them, "Tuesday, 9 May 1995", and writes them as ISO 8601, "1995-05-09".
+// Sequence to sequence: reads "Tuesday, 9 May 1995", writes "1995-05-09".
 //
-// A batch is a struct of one's own; BOOST_HANA_ADAPT_STRUCT tells the library its members, so that it can count them and
-// move them to a device. Training is told the characters so far (teacher forcing), inference goes by its own. The dates of
-// the test are days on which no date of the training falls.
+// A batch is a struct of one's own; BOOST_HANA_ADAPT_STRUCT tells the library its members, so that it can
+// move them to a device. In training the writer is told what stands before each character (teacher forcing),
+// afterwards it goes by what it wrote itself. The days of the test are none of those of the training.
 //
 //   cmake --preset demo && cmake --build build/demo --target seq2seq && build/demo/examples/seq2seq
 #include <torch/torch.h>
@@ -11,11 +11,13 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <exception>
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -34,27 +36,20 @@ namespace {
 
 namespace nn = torch::nn;
 
-constexpr std::string_view kCharacters = " ,-./0123456789ADFJMNOSTWabcdeghilmnoprstuvy";
-constexpr std::int64_t kPad = 0, kStart = 1, kEnd = 2, kFirst = 3;  // tokens: a character's is kFirst + its place
-constexpr std::int64_t kTokens = kFirst + static_cast<std::int64_t>(kCharacters.size());
-constexpr std::int64_t kLongestSource = 29, kLongestTarget = 11;
+constexpr std::int64_t kPad = 0, kStart = 1, kEnd = 2, kTokens = 128;  // the others are ASCII
+constexpr std::int64_t kLongestSource = 29, kLongestTarget = 11;       // with an end token
 
 /// Texts as a matrix of tokens, each text with an end token and padded to `length`.
-/// @throws std::runtime_error for a text that is too long or has a character that is in no date
+/// @throws std::runtime_error for a text that is too long or not ASCII
 torch::Tensor encode(const std::vector<std::string>& texts, std::int64_t length) {
   torch::Tensor tokens = torch::full({static_cast<std::int64_t>(texts.size()), length}, kPad, torch::kLong);
   std::int64_t* row = tokens.mutable_data_ptr<std::int64_t>();
   for (const std::string& text : texts) {
-    const auto size = static_cast<std::int64_t>(text.size());
-    if (size >= length) {
-      fulmen::fail("'{}' has {} characters, expected {} at the most", text, size, length - 1);
+    const bool ascii = std::all_of(text.begin(), text.end(), [](char c) { return c >= ' ' && c <= '~'; });
+    if (!ascii || std::ssize(text) >= length) {
+      fulmen::fail("'{}': expected a date of {} ASCII characters at the most", text, length - 1);
     }
-    for (std::int64_t i = 0; i < size; ++i) {
-      const auto place = kCharacters.find(text[static_cast<std::size_t>(i)]);
-      if (place == kCharacters.npos) fulmen::fail("'{}' has characters that are in no date", text);
-      row[i] = kFirst + static_cast<std::int64_t>(place);
-    }
-    row[size] = kEnd;
+    *std::copy(text.begin(), text.end(), row) = kEnd;
     row += length;
   }
   return tokens;
@@ -66,48 +61,44 @@ std::string decode(const torch::Tensor& row) {
   for (std::int64_t i = 0; i < row.size(0); ++i) {
     const auto token = row[i].item<std::int64_t>();
     if (token == kEnd) break;
-    text += token < kFirst ? '?' : kCharacters[static_cast<std::size_t>(token - kFirst)];
+    text += token > kEnd ? static_cast<char>(token) : '?';
   }
   return text;
 }
 
-/// A day in the way number `form` of writing it, and its ISO form: the whole date, or the month where only that is said.
-std::pair<std::string, std::string> write(std::chrono::sys_days day, std::int64_t form) {
-  static constexpr std::array months{"January", "February", "March", "April", "May", "June", "July",
-                                     "August", "September", "October", "November", "December"};
-  static constexpr std::array weekdays{"Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"};
-  const std::chrono::year_month_day date(day);
-  const int y = static_cast<int>(date.year());
-  const unsigned m = static_cast<unsigned>(date.month()), d = static_cast<unsigned>(date.day());
-  const std::string_view month = months[m - 1], weekday = weekdays[std::chrono::weekday(day).c_encoding()];
-  std::string iso = fmt::format("{}-{:02}-{:02}", y, m, d);
-  switch (form) {
-    case 0: return {fmt::format("{} {} {}", d, month, y), iso};
-    case 1: return {fmt::format("{} {}, {}", month, d, y), iso};
-    case 2: return {fmt::format("{}, {} {} {}", weekday, d, month, y), iso};
-    case 3: return {fmt::format("{}. {} {}", d, month.substr(0, 3), y), iso};
-    case 4: return {fmt::format("{}.{}.{}", d, m, y), iso};
-    case 5: return {fmt::format("{}/{}/{}", m, d, y), iso};
-    default: return {fmt::format("{} {}", month, y), iso.substr(0, 7)};
-  }
-}
-constexpr std::int64_t kForms = 7;
+/// Dates as people write them, and the same as ISO 8601.
+using Texts = std::pair<std::vector<std::string>, std::vector<std::string>>;
 
-using Texts = std::pair<std::vector<std::string>, std::vector<std::string>>;  // as people write them, as ISO
-
-/// Days (counted from 1 January 1970), each in one form or other.
+/// Writes days, counted from 1 January 1970, each in one way or other; the last way gives only the month.
 Texts write(const torch::Tensor& days) {
+  static constexpr std::array months{"January", "February", "March",     "April",   "May",      "June",
+                                     "July",    "August",   "September", "October", "November", "December"};
+  static constexpr std::array weekdays{"Sunday",   "Monday", "Tuesday", "Wednesday",
+                                       "Thursday", "Friday", "Saturday"};
   Texts texts;
-  const torch::Tensor forms = torch::randint(kForms, days.sizes(), torch::kLong);
   for (std::int64_t i = 0; i < days.size(0); ++i) {
-    auto [text, iso] = write(std::chrono::sys_days(std::chrono::days(days[i].item<int>())), forms[i].item<std::int64_t>());
-    texts.first.push_back(std::move(text));
-    texts.second.push_back(std::move(iso));
+    const std::chrono::sys_days day(std::chrono::days(days[i].item<int>()));
+    const std::chrono::year_month_day date(day);
+    const int y = static_cast<int>(date.year());
+    const unsigned m = static_cast<unsigned>(date.month()), d = static_cast<unsigned>(date.day());
+    const std::string_view month = months[m - 1];
+    const std::array forms{
+        fmt::format("{} {} {}", d, month, y),
+        fmt::format("{} {}, {}", month, d, y),
+        fmt::format("{}, {} {} {}", weekdays[std::chrono::weekday(day).c_encoding()], d, month, y),
+        fmt::format("{}. {} {}", d, month.substr(0, 3), y),
+        fmt::format("{}.{}.{}", d, m, y),
+        fmt::format("{}/{}/{}", m, d, y),
+        fmt::format("{} {}", month, y)};
+    const auto form = torch::randint(std::ssize(forms), {1}, torch::kLong).item<std::int64_t>();
+    const std::string iso = fmt::format("{}-{:02}-{:02}", y, m, d);
+    texts.first.push_back(forms[static_cast<std::size_t>(form)]);
+    texts.second.push_back(form + 1 == std::ssize(forms) ? iso.substr(0, 7) : iso);
   }
   return texts;
 }
 
-/// A loader: gathers rows as TensorLoader does, cuts off the padding that all rows of a batch have, and names the parts.
+/// A loader: has TensorLoader gather rows, cuts off the padding that all of them have, and names the parts.
 class Dates {
  public:
   Dates(const Texts& texts, fulmen::LoaderOptions options)
@@ -137,14 +128,15 @@ struct Written {
   torch::Tensor prediction, targets;
 };
 
-/// A GRU that reads, one that writes, and attention (Luong et al., 2015) from what is written to what was read.
+/// One GRU reads, another writes, with attention to what was read (Luong et al., 2015).
 struct Translator : nn::Module {
   static constexpr std::int64_t hidden = 64;
-  nn::Embedding embedding{register_module("embedding", nn::Embedding(nn::EmbeddingOptions(kTokens, 32).padding_idx(kPad)))};
+  nn::Embedding embedding{register_module("embedding", nn::Embedding(kTokens, 32))};
   nn::GRU reader{register_module("reader", nn::GRU(nn::GRUOptions(32, hidden).batch_first(true)))};
   nn::GRU writer{register_module("writer", nn::GRU(nn::GRUOptions(32, hidden).batch_first(true)))};
   nn::Linear keys{register_module("keys", nn::Linear(hidden, hidden))};
-  nn::Linear mix{register_module("mix", nn::Linear(2 * hidden, hidden))}, out{register_module("out", nn::Linear(hidden, kTokens))};
+  nn::Linear mix{register_module("mix", nn::Linear(2 * hidden, hidden))};
+  nn::Linear out{register_module("out", nn::Linear(hidden, kTokens))};
 
   struct Memory {
     torch::Tensor values, keys, mask;  // N×S×H, N×S×H, N×1×S
@@ -179,7 +171,8 @@ struct Translator : nn::Module {
   Written inference_step(fulmen::Context& ctx, Batch& batch) {
     fulmen::move_to(batch, ctx.device());
     const Memory memory = read(batch);
-    torch::Tensor state, token = torch::full_like(batch.source.slice(1, 0, 1), kStart), ended = token.eq(kEnd);
+    torch::Tensor token = torch::full_like(batch.source.slice(1, 0, 1), kStart);
+    torch::Tensor ended = token.eq(kEnd), state;
     std::vector<torch::Tensor> tokens;
     for (std::int64_t t = 0; t < kLongestTarget; ++t) {
       token = write(memory, token, state).argmax(2).masked_fill(ended, kPad);
@@ -211,23 +204,20 @@ class ExactMatch {
 int main(int argc, char** argv) try {
   fulmen::Options options{.max_epochs = 5, .gradient_clip_val = 1, .name = "seq2seq"};
   std::uint64_t seed = 0;
-  double lr = 5e-3;
-  int threads = 1;
   std::vector<std::string> dates;
 
   CLI::App app{"Learns to write dates as ISO 8601 and shows what it makes of some that it has not seen."};
   app.set_help_flag("-h,--help", "print this help");
-  app.add_option("dates", dates, "dates of your own to show: 'Tuesday, 9 May 1995' '5/9/1995'; from 1900 to 2099");
-  app.add_option("--epochs", options.max_epochs, "epochs of 100 batches")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_option("--lr", lr, "learning rate of Adam")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("dates", dates, "dates of your own to read, from 1900 to 2099");
+  app.add_option("--epochs", options.max_epochs, "epochs of 100 batches")
+      ->capture_default_str()->check(CLI::PositiveNumber);
   app.add_option("--seed", seed, "the same seed gives the same numbers")->capture_default_str();
-  app.add_option("--threads", threads, "threads for LibTorch")->capture_default_str()->check(CLI::PositiveNumber);
   app.add_option("--runs", options.default_root_dir, "where the run's folder is made")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
 
-  at::set_num_threads(threads);
+  at::set_num_threads(1);  // so small a network is no work for two
   fulmen::seed_everything(seed);
-  Dates own({dates, std::vector<std::string>(dates.size())}, {.batch_size = 1});
+  Dates own({dates, std::vector<std::string>(dates.size())}, {.batch_size = 1000});
   const torch::Tensor days = torch::randperm(73049) - 25567;  // 1900 to 2099, in any order
   const Texts unseen = write(days.slice(0, 3600, 4100));
   Dates train(write(days.slice(0, 0, 3200)), {.batch_size = 32, .shuffle = true});
@@ -235,22 +225,25 @@ int main(int argc, char** argv) try {
 
   fulmen::Trainer trainer{Translator{},
                           fulmen::CrossEntropy{.ignore_index = kPad},
-                          fulmen::Adam{.lr = lr},
+                          fulmen::Adam{.lr = 5e-3},
                           fulmen::none,
                           fulmen::Identity{},
                           fulmen::callbacks(fulmen::MetricMonitor{ExactMatch{}}),
                           options};
   trainer.fit(train, val);
-  trainer.test(test);
+  const double exact = trainer.test(test).front().value;
 
   const auto show = [](const std::string& text, const torch::Tensor& row) {
     std::printf("%-28s → %s\n", text.c_str(), decode(row).c_str());
   };
   const torch::Tensor written = trainer.predict(test).front().prediction;
   for (std::int64_t i = 0; i < 8; ++i) show(unseen.first[static_cast<std::size_t>(i)], written[i]);
-  if (dates.empty()) return 0;
-  std::size_t n = 0;
-  for (const Written& w : trainer.predict(own)) show(dates[n++], w.prediction[0]);
+  if (!dates.empty()) {
+    const torch::Tensor answers = trainer.predict(own).front().prediction;
+    for (std::size_t i = 0; i < dates.size(); ++i) show(dates[i], answers[static_cast<std::int64_t>(i)]);
+  }
+  std::printf("\n%.1f %% of %td dates of days not seen in training are right to the last character\n",
+              100 * exact, std::ssize(unseen.first));
 } catch (const std::exception& error) {
   std::fprintf(stderr, "seq2seq: %s\n", error.what());
   return 1;

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <fulmen/checkpoint/checkpoint.hpp>
+#include <fulmen/data/data_module.hpp>
 #include <fulmen/defaults.hpp>
 #include <fulmen/loop/evaluate.hpp>
 #include <fulmen/loop/fit.hpp>
@@ -157,46 +158,64 @@ class Trainer {
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
-  /// Trains until max_epochs, max_steps, or a request to stop. With a validation loader, validates between epochs.
-  /// A second call goes on where the first one ended.
+  /// Trains until max_epochs, max_steps, max_time, or a request to stop. With a validation loader, or several in a
+  /// std::tuple, validates between epochs. A second call goes on where the first one ended.
   template <class Train = None, class Val = None>
   void fit(Train&& train = {}, Val&& val = {}) {
-    static_assert(LoaderArgument<Train>, "fulmen: fit(train, val): train must be a loader: a range of batches, a pointer "
-                                         "to one, or a tensor");
-    static_assert(is_none<Val> || LoaderArgument<Val>,
-                  "fulmen: fit(train, val): val must be a loader (a range of batches, a pointer to one, or a tensor), or "
-                  "be left out");
-    if constexpr (fits && LoaderArgument<Train> && (is_none<Val> || LoaderArgument<Val>)) {
-      auto&& train_loader = detail::loader_of(train, "fit");
-      run(Stage::fit, [&] {
+    if constexpr (DataModule<Train> && is_none<Val>) {
+      fit_data(train);
+    } else {
+      static_assert(LoaderArgument<Train>, "fulmen: fit(train, val): train must be a loader: a range of batches, a pointer "
+                                           "to one, or a tensor; or a data module alone");
+      static_assert(is_none<Val> || LoaderArgument<Val> || detail::LoaderTuple<Val>,
+                    "fulmen: fit(train, val): val must be a loader (a range of batches, a pointer to one, or a tensor), a "
+                    "std::tuple of loaders, or be left out");
+      if constexpr (fits && LoaderArgument<Train> && (is_none<Val> || LoaderArgument<Val> || detail::LoaderTuple<Val>)) {
+        auto&& train_loader = detail::loader_of(train, "fit");
+        detail::GivenLoader<std::remove_reference_t<decltype(train_loader)>> train_source{train_loader};
+        None no_data;
         if constexpr (is_none<Val>) {
-          const None no_validation;
-          detail::fit(ctx_, train_loader, no_validation);
+          run(Stage::fit, no_data, [&] { detail::fit(ctx_, train_source, no_data); });
         } else {
           auto&& val_loader = detail::loader_of(val, "fit");
-          detail::fit(ctx_, train_loader, val_loader);
+          detail::GivenLoader<std::remove_reference_t<decltype(val_loader)>> val_source{val_loader};
+          run(Stage::fit, no_data, [&] { detail::fit(ctx_, train_source, val_source); });
         }
-      });
+      }
     }
   }
 
-  /// One validation pass. @return what was logged on_epoch
+  /// One validation pass over a loader, several in a std::tuple, or a data module's. @return what was logged on_epoch
   template <class L = None>
   Metrics validate(L&& loader = {}) {
-    return evaluate<detail::Validation>(loader, Stage::validate, &Options::limit_val_batches, "limit_val_batches");
+    return evaluate<detail::Validation>(loader, Stage::validate, &Options::limit_val_batches, "limit_val_batches",
+                                        [](auto& data) -> decltype(auto) { return data.val_dataloader(); });
   }
 
-  /// One test pass. @return what was logged on_epoch
+  /// One test pass, likewise. @return what was logged on_epoch
   template <class L = None>
   Metrics test(L&& loader = {}) {
-    return evaluate<detail::Test>(loader, Stage::test, &Options::limit_test_batches, "limit_test_batches");
+    return evaluate<detail::Test>(loader, Stage::test, &Options::limit_test_batches, "limit_test_batches",
+                                  [](auto& data) -> decltype(auto) { return data.test_dataloader(); });
   }
 
-  /// What predict_step returns for each batch, in a std::vector; nothing if it returns nothing.
+  /// What predict_step returns for each batch, in a std::vector (of several loaders one after the other); nothing if it
+  /// returns nothing.
   template <class L = None>
   auto predict(L&& argument = {}) {
-    static_assert(LoaderArgument<L>, "fulmen: predict(loader): expected a range of batches, a pointer to one, or a tensor");
-    if constexpr (fits && LoaderArgument<L>) return predictions(argument);
+    static_assert(LoaderArgument<L> || detail::LoaderTuple<L> || DataModule<L>,
+                  "fulmen: predict(loader): expected a range of batches, a pointer to one, or a tensor");
+    if constexpr (!fits) {
+      return;
+    } else if constexpr (DataModule<L>) {
+      detail::LoaderFromData source(argument, [](auto& data) -> decltype(auto) { return data.predict_dataloader(); }, 0);
+      return predictions(source, argument);
+    } else if constexpr (LoaderArgument<L> || detail::LoaderTuple<L>) {
+      auto&& loader = detail::loader_of(argument, "predict");
+      detail::GivenLoader<std::remove_reference_t<decltype(loader)>> source{loader};
+      None no_data;
+      return predictions(source, no_data);
+    }
   }
 
   /// Each stage, its steps and hooks in order, who answers each: constexpr data; to_string(plan()) is the table.
@@ -220,37 +239,64 @@ class Trainer {
   bool interrupted() const { return ctx_.interrupted(); }
 
  private:
-  template <class E, class L>
-  Metrics evaluate(L& argument, Stage stage, Limit Options::*limit_option, const char* option) {
-    static_assert(LoaderArgument<L>,
-                  "fulmen: validate(loader), test(loader): expected a range of batches, a pointer to one, or a tensor");
-    if constexpr (fits && LoaderArgument<L>) {
-      auto&& loader = detail::loader_of(argument, to_string(stage).data());
-      const Limit wanted = ctx_.options().*limit_option;
-      run(stage, [&] {
-        if (wanted.is_zero()) return;
-        ctx_.module().to(ctx_.device());
-        const auto limit = detail::batch_limit(ctx_, wanted, detail::loader_size(loader), option);
-        detail::evaluation_pass<E>(ctx_, loader, limit, E::phase, [](auto&&) {});
-      });
-      return ctx_.metrics().results(E::phase);
+  template <class D>
+  void fit_data(D& data) {
+    const std::int64_t reload = ctx_.options().reload_dataloaders_every_n_epochs;
+    static_assert(requires { data.train_dataloader(); }, "fulmen: fit(data module): it has no train_dataloader()");
+    detail::LoaderFromData train(data, [](auto& d) -> decltype(auto) { return d.train_dataloader(); }, reload);
+    if constexpr (requires { data.val_dataloader(); }) {
+      detail::LoaderFromData val(data, [](auto& d) -> decltype(auto) { return d.val_dataloader(); }, reload);
+      run(Stage::fit, data, [&] { detail::fit(ctx_, train, val); });
     } else {
-      return {};
+      const None no_validation;
+      run(Stage::fit, data, [&] { detail::fit(ctx_, train, no_validation); });
     }
   }
 
-  template <class L>
-  auto predictions(L& argument) {
-    auto&& loader = detail::loader_of(argument, "predict");
-    using Batch = detail::BatchOf<decltype(loader)>;
+  template <class E, class L, class FromData>
+  Metrics evaluate(L& argument, Stage stage, Limit Options::*limit_option, const char* option, FromData from_data) {
+    static_assert(LoaderArgument<L> || detail::LoaderTuple<L> || DataModule<L>,
+                  "fulmen: validate(loader), test(loader): expected a range of batches, a pointer to one, or a tensor");
+    const auto pass = [&](auto& source, auto& data) {
+      run(stage, data, [&] {
+        const Limit wanted = ctx_.options().*limit_option;
+        if (wanted.is_zero()) return;
+        ctx_.module().to(ctx_.device());
+        detail::evaluation_pass<E>(
+            ctx_, source.loader(0),
+            [&](auto& loader) { return detail::batch_limit(ctx_, wanted, detail::loader_size(loader), option); }, E::phase,
+            [](auto&&) {});
+      });
+    };
+    if constexpr (fits && DataModule<L>) {
+      static_assert(std::is_invocable_v<FromData, L&>, "fulmen: the data module has no loader for this stage");
+      detail::LoaderFromData source(argument, from_data, 0);
+      pass(source, argument);
+    } else if constexpr (fits && (LoaderArgument<L> || detail::LoaderTuple<L>)) {
+      auto&& loader = detail::loader_of(argument, to_string(stage).data());
+      detail::GivenLoader<std::remove_reference_t<decltype(loader)>> source{loader};
+      None no_data;
+      pass(source, no_data);
+    }
+    return ctx_.metrics().results(E::phase);
+  }
+
+  template <class Source, class D>
+  auto predictions(Source& source, D& data) {
+    using L = std::remove_reference_t<decltype(source.loader(0))>;
+    using Batch = detail::FirstBatchOf<L>;
     using Outputs = decltype(detail::evaluation_step<detail::Predict>(ctx_, std::declval<Batch&>(), 0));
     const auto pass = [&](auto&& use) {
-      run(Stage::predict, [&] {
-        if (ctx_.options().limit_predict_batches.is_zero()) return;
+      run(Stage::predict, data, [&] {
+        const Limit limit = ctx_.options().limit_predict_batches;
+        if (limit.is_zero()) return;
         ctx_.module().to(ctx_.device());
-        const auto limit = detail::batch_limit(ctx_, ctx_.options().limit_predict_batches, detail::loader_size(loader),
-                                               "limit_predict_batches");
-        detail::evaluation_pass<detail::Predict>(ctx_, loader, limit, Phase::predict, use);
+        detail::evaluation_pass<detail::Predict>(
+            ctx_, source.loader(0),
+            [&](auto& loader) {
+              return detail::batch_limit(ctx_, limit, detail::loader_size(loader), "limit_predict_batches");
+            },
+            Phase::predict, use);
       });
     };
     if constexpr (std::is_void_v<Outputs>) {
@@ -263,8 +309,9 @@ class Trainer {
   }
 
   /// What surrounds every stage: setup, teardown, exceptions and Ctrl-C.
-  template <class Body>
-  void run(Stage stage, Body&& body) {
+  /// @param data the data module, or None; it is asked before the others where everybody is told
+  template <class D, class Body>
+  void run(Stage stage, D& data, Body&& body) {
     if (ctx_.stage() != Stage::idle) {
       fail<std::logic_error>("{} was called while {} runs: a stage cannot start another", to_string(stage),
                              to_string(ctx_.stage()));
@@ -274,20 +321,28 @@ class Trainer {
       detail::LoopAccess::stage(ctx_) = stage;
       detail::LoopAccess::interrupted(ctx_) = false;
       if (ctx_.options().deterministic) at::globalContext().setDeterministicAlgorithms(true, false);
+      if (ctx_.options().benchmark) at::globalContext().setBenchmarkCuDNN(true);
       try {
+        tell<hooks::prepare_data>(data, ctx_);
+        ctx_.template tell_all<hooks::prepare_data>();
+        tell<hooks::setup>(data, ctx_);
         ctx_.template tell_all<hooks::setup>();
+        ctx_.template tell_all<hooks::configure_model>();
         body();
         if (ctx_.interrupted()) {
           const std::runtime_error interruption("interrupted by Ctrl-C (SIGINT)");
           const std::exception& exception = interruption;
           ctx_.template tell_all<hooks::on_exception>(exception);
+          tell<hooks::on_exception>(data, ctx_, exception);
         }
+        tell<hooks::teardown>(data, ctx_);
         ctx_.template tell_all<hooks::teardown>();
         ctx_.finalize_loggers();
       } catch (const std::exception& exception) {
         // What a hook throws here must not hide the exception that brought us here.
         try {
           ctx_.template tell_all<hooks::on_exception>(exception);
+          tell<hooks::on_exception>(data, ctx_, exception);
           ctx_.finalize_loggers();
         } catch (const std::exception& second) {
           std::fprintf(stderr, "fulmen: while handling an exception: %s\n", second.what());

@@ -6,7 +6,7 @@ struct Greeter {
 };
 
 void run(Batches& train) {
-  fulmen::Trainer trainer{Net{},     fulmen::CrossEntropy{}, fulmen::SGD{}, fulmen::none, fulmen::Identity{},
-                          Greeter{}};
+  fulmen::Trainer trainer{Net{},        fulmen::CrossEntropy{}, fulmen::SGD{},
+                          fulmen::none, fulmen::Identity{},     Greeter{}};
   trainer.fit(train);
 }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <fulmen/fulmen.hpp>
-
 #include <string>
 #include <tuple>
 #include <utility>

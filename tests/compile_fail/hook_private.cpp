@@ -6,7 +6,7 @@ class Greeter {
 };
 
 void run(Batches& train) {
-  fulmen::Trainer trainer{Net{},           fulmen::CrossEntropy{}, fulmen::SGD{}, fulmen::none, fulmen::Identity{},
-                          fulmen::callbacks(Greeter{})};
+  fulmen::Trainer trainer{Net{},        fulmen::CrossEntropy{}, fulmen::SGD{},
+                          fulmen::none, fulmen::Identity{},     fulmen::callbacks(Greeter{})};
   trainer.fit(train);
 }

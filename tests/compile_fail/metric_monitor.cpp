@@ -6,7 +6,8 @@ struct Module : Net {
 };
 
 void run(Batches& val) {
-  fulmen::Trainer trainer{Module{},        fulmen::CrossEntropy{}, fulmen::SGD{}, fulmen::none, fulmen::Identity{},
-                          fulmen::callbacks(fulmen::MetricMonitor{fulmen::Accuracy{}})};
+  fulmen::Trainer trainer{Module{},           fulmen::CrossEntropy{},
+                          fulmen::SGD{},      fulmen::none,
+                          fulmen::Identity{}, fulmen::callbacks(fulmen::MetricMonitor{fulmen::Accuracy{}})};
   trainer.validate(val);
 }

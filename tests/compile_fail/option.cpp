@@ -2,6 +2,7 @@
 #include "common.hpp"
 
 void run() {
-  fulmen::Trainer trainer{Net{},     fulmen::CrossEntropy{}, fulmen::SGD{}, fulmen::none, fulmen::Identity{},
-                          fulmen::callbacks(), {.max_epoch = 3}};
+  fulmen::Trainer trainer{Net{},           fulmen::CrossEntropy{}, fulmen::SGD{},
+                          fulmen::none,    fulmen::Identity{},     fulmen::callbacks(),
+                          {.max_epoch = 3}};
 }

@@ -3,7 +3,7 @@
 #   check.py compile <compile_commands.json> <source> <header> <seconds file>
 #   check.py table <times file> <seconds file>...
 #
-# The source includes nothing but the header. Seconds are the compiler's CPU time, which other jobs disturb little.
+# The source includes nothing but the header. Seconds are the compiler's CPU time: other jobs disturb it little.
 
 import json
 import pathlib

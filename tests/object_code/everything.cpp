@@ -1,7 +1,6 @@
-// A use of every part of the library, whose object must hold no vtable and no type_info of the library's own classes.
-// It is compiled, not run.
+// A use of every part of the library, whose object must hold no vtable and no type_info of the library's own
+// classes. It is compiled, not run.
 #include <fulmen/fulmen.hpp>
-
 #include <memory>
 #include <tuple>
 
@@ -50,13 +49,21 @@ void use(auto&& trainer, auto& loader) {
 void everything() {
   using namespace fulmen;
   seed_everything(1);
-  TensorLoader loader{{read_idx("images"), read_idx(find_idx(".", "labels"))}, {.batch_size = 2, .shuffle = true}};
-  use(Trainer{Net{}, CrossEntropy{}, Adam{}, Switch{{{5, 1e-4}}}, Identity{}, callbacks(), {.max_epochs = 1}}, loader);
+  TensorLoader loader{{read_idx("images"), read_idx(find_idx(".", "labels"))},
+                      {.batch_size = 2, .shuffle = true}};
+  use(Trainer{Net{}, CrossEntropy{}, Adam{}, Switch{{{5, 1e-4}}}, Identity{}, callbacks(), {.max_epochs = 1}},
+      loader);
   use(Trainer{std::make_shared<Net>(), MSE{}, SGD{.momentum = 0.9}, per_step(Multiply{{{5, 0.1}}}), Twice{},
               callbacks(ModelCheckpoint{.monitor = "val/loss"}, ModelSummary{}, ProgressBar{})},
       loader);
-  use(Trainer{ByHand{}, none, std::tuple{AdamW{}, SGD{}}, Schedule{[](std::int64_t) { return 1e-3; }}, Identity{},
-              callbacks(), {}, barebones},
+  use(Trainer{ByHand{},
+              none,
+              std::tuple{AdamW{}, SGD{}},
+              Schedule{[](std::int64_t) { return 1e-3; }},
+              Identity{},
+              callbacks(),
+              {},
+              barebones},
       loader);
 }
 
@@ -68,6 +75,7 @@ void default_steps() {
   using namespace fulmen;
   const at::Tensor data = at::ones({4, 2});
   TensorLoader loader{{data, data}};
-  use(Trainer{WithDefaultSteps{}, L1{}, SGD{}, none, Identity{}, callbacks(MetricMonitor{Accuracy{}})}, loader);
+  use(Trainer{WithDefaultSteps{}, L1{}, SGD{}, none, Identity{}, callbacks(MetricMonitor{Accuracy{}})},
+      loader);
   use(Trainer{WithDefaultSteps{}, BCEWithLogits{}, SGD{}, none, Twice{}, callbacks()}, loader);
 }

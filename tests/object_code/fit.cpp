@@ -1,9 +1,8 @@
-// Programs that only train, for the object-code test: without callbacks, with one that has no hooks, with one whose only
-// hook belongs to a stage that does not run. Nothing but the tuple of callbacks tells them apart.
+// Programs that only train, for the object-code test: without callbacks, with one that has no hooks, with one
+// whose only hook belongs to a stage that does not run. Nothing but the tuple of callbacks tells them apart.
 #include <fulmen/criteria/criteria.hpp>
 #include <fulmen/optim/sgd.hpp>
 #include <fulmen/trainer.hpp>
-
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -27,34 +26,39 @@ struct Counting {
 };
 
 void fit_counting(Batches& train) {
-  fulmen::Trainer trainer{Net{}, fulmen::MSE{}, fulmen::SGD{}, fulmen::none, fulmen::Identity{}, std::tuple<Counting>{},
-                          {}, fulmen::barebones};
+  fulmen::Trainer trainer{Net{},        fulmen::MSE{},      fulmen::SGD{},
+                          fulmen::none, fulmen::Identity{}, std::tuple<Counting>{},
+                          {},           fulmen::barebones};
   trainer.fit(train);
 }
 
 void evaluate(Batches& data) {
-  fulmen::Trainer trainer{Net{}, fulmen::MSE{}, fulmen::SGD{}, fulmen::none, fulmen::Identity{}, std::tuple<Validated>{},
-                          {}, fulmen::barebones};
+  fulmen::Trainer trainer{Net{},        fulmen::MSE{},      fulmen::SGD{},
+                          fulmen::none, fulmen::Identity{}, std::tuple<Validated>{},
+                          {},           fulmen::barebones};
   trainer.fit(data, data);
   trainer.test(data);
   (void)trainer.predict(data);
 }
 #else
 void fit_plain(Batches& train) {
-  fulmen::Trainer trainer{Net{}, fulmen::MSE{}, fulmen::SGD{}, fulmen::none, fulmen::Identity{}, std::tuple<>{},
-                          {}, fulmen::barebones};
+  fulmen::Trainer trainer{Net{},        fulmen::MSE{},      fulmen::SGD{},
+                          fulmen::none, fulmen::Identity{}, std::tuple<>{},
+                          {},           fulmen::barebones};
   trainer.fit(train);
 }
 
 void fit_silent(Batches& train) {
-  fulmen::Trainer trainer{Net{}, fulmen::MSE{}, fulmen::SGD{}, fulmen::none, fulmen::Identity{}, std::tuple<Silent>{},
-                          {}, fulmen::barebones};
+  fulmen::Trainer trainer{Net{},        fulmen::MSE{},      fulmen::SGD{},
+                          fulmen::none, fulmen::Identity{}, std::tuple<Silent>{},
+                          {},           fulmen::barebones};
   trainer.fit(train);
 }
 
 void fit_validated(Batches& train) {
-  fulmen::Trainer trainer{Net{}, fulmen::MSE{}, fulmen::SGD{}, fulmen::none, fulmen::Identity{}, std::tuple<Validated>{},
-                          {}, fulmen::barebones};
+  fulmen::Trainer trainer{Net{},        fulmen::MSE{},      fulmen::SGD{},
+                          fulmen::none, fulmen::Identity{}, std::tuple<Validated>{},
+                          {},           fulmen::barebones};
   trainer.fit(train);
 }
 #endif

@@ -1,7 +1,7 @@
 # The rules that grep can check, over the sources of a repository:
 #
 #   - in include/, outside comments and strings: no virtual, dynamic_cast, std::function, std::any
-#   - every source in include/, tests/, examples/, bench/, cmake/ and tools/ opens with a line of comment on what it is for
+#   - every source in FOLDERS opens with a line of comment on what it is for
 #
 #   check.py <repository>
 
@@ -16,15 +16,17 @@ FORBIDDEN = {
     "std::any": r"\bstd\s*::\s*any(_cast)?\b",
 }
 FOLDERS = ["include", "tests", "examples", "bench", "cmake", "tools"]
-COMMENT = {".hpp": "//", ".cpp": "//", ".cu": "//", ".py": "#", ".sh": "#", ".cmake": "#", ".in": "#", ".txt": "#"}
+COMMENT = {".hpp": "//", ".cpp": "//", ".cu": "//", ".py": "#", ".sh": "#", ".cmake": "#", ".in": "#"}
 
 # Comments and literals in one expression, so that neither is mistaken for the other.
-SKIPPED = re.compile(r'''//[^\n]*|/\*.*?\*/|R"(?P<tag>[^()\s\\]{0,16})\(.*?\)(?P=tag)"|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])+\'''',
-                     re.DOTALL)
+SKIPPED = re.compile(
+    r'''//[^\n]*|/\*.*?\*/|R"(?P<tag>[^()\s\\]{0,16})\(.*?\)(?P=tag)"|'''
+    r'''"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])+\'''', re.DOTALL)
 
 
 def code_of(text):
-    """The text with comments and literals blanked; line numbers stay. Digit separators are no character literals."""
+    """The text with comments and literals blanked; line numbers stay."""
+    # Digit separators are no character literals.
     text = re.sub(r"(?<=[0-9a-fA-F])'(?=[0-9a-fA-F])", "_", text)
     return SKIPPED.sub(lambda m: "\n" * m.group(0).count("\n") or " ", text)
 
@@ -38,7 +40,7 @@ def forbidden(path):
 
 def opening(path):
     mark = "#" if path.name == "CMakeLists.txt" else COMMENT.get(path.suffix)
-    if mark is None or (path.suffix == ".txt" and path.name != "CMakeLists.txt"):
+    if mark is None:
         return
     lines = path.read_text().splitlines()
     if lines and lines[0].startswith("#!"):

@@ -9,6 +9,7 @@
 #include <concepts>
 #include <cstdint>
 #include <optional>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -40,10 +41,21 @@ concept LoaderArgument = Loader<std::remove_reference_t<L>> || detail::LoaderPoi
 
 namespace detail {
 
+/// Several loaders for one evaluation stage: a std::tuple of loader arguments.
+template <class L>
+inline constexpr bool is_loader_tuple = false;
+template <class... L>
+inline constexpr bool is_loader_tuple<std::tuple<L...>> = (LoaderArgument<L> && ...);
+template <class L>
+concept LoaderTuple = is_loader_tuple<std::remove_cvref_t<L>>;
+
 /// The range behind a loader argument. @throws std::invalid_argument for a null pointer.
-template <LoaderArgument L>
+template <class L>
+  requires LoaderArgument<L> || LoaderTuple<L>
 decltype(auto) loader_of(L& argument, const char* called) {
-  if constexpr (TensorLike<L>) {
+  if constexpr (LoaderTuple<L>) {
+    return (argument);
+  } else if constexpr (TensorLike<L>) {
     return std::array<at::Tensor, 1>{argument};
   } else if constexpr (LoaderPointer<L>) {
     if (!argument) fail<std::invalid_argument>("{}: the loader is a null pointer, expected a range of batches", called);
@@ -65,6 +77,18 @@ std::optional<std::int64_t> loader_size(const L& loader) {
 
 template <class L>
 using BatchOf = std::remove_cvref_t<decltype(*std::declval<L&>().begin())>;
+
+/// The batch type of a loader, or of the first of several.
+template <class L>
+struct FirstBatch {
+  using type = BatchOf<L>;
+};
+template <class First, class... More>
+struct FirstBatch<std::tuple<First, More...>> {
+  using type = BatchOf<decltype(loader_of(std::declval<std::remove_reference_t<First>&>(), ""))>;
+};
+template <class L>
+using FirstBatchOf = typename FirstBatch<std::remove_cv_t<L>>::type;
 
 }  // namespace detail
 

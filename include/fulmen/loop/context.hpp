@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <initializer_list>
 #include <optional>
 #include <string>
 
@@ -38,6 +39,15 @@ class Context {
   std::int64_t global_step() const { return global_step_; }
   /// Index of the running batch in its loader, from 0.
   std::int64_t batch_idx() const { return batch_idx_; }
+  /// Index of the running loader among several of one stage, from 0.
+  std::int64_t dataloader_idx() const { return dataloader_idx_; }
+  /// Batches whose gradients make one optimizer step.
+  std::int64_t accumulate_grad_batches() const { return accumulate_; }
+  /// Changes that from the next batch on: for schedules by epoch, in on_train_epoch_start.
+  void set_accumulate_grad_batches(std::int64_t batches) {
+    if (batches < 1) fail<std::invalid_argument>("accumulate_grad_batches is {}, expected at least 1", batches);
+    accumulate_ = batches;
+  }
   /// Batches that the running phase will see, if its loader has a size.
   std::optional<std::int64_t> num_batches() const { return num_batches_; }
   /// Samples in the running batch.
@@ -45,11 +55,17 @@ class Context {
   at::Device device() const { return device_; }
 
   /// Logs a number or a one-element tensor under a literal name. Costs a look-up; a tensor is not waited for.
-  void log(LogName name, double value, const LogOptions& options = {}) {
-    metrics_.log(name, value, options, log_phase(), by_step_, by_step_ || in_batch_ ? batch_size_ : 1);
-  }
+  /// With several loaders in an evaluation stage, each has its own value: name/dataloader_idx_N.
+  void log(LogName name, double value, const LogOptions& options = {}) { metrics_.log(name, value, options, log_place()); }
   void log(LogName name, const at::Tensor& value, const LogOptions& options = {}) {
-    metrics_.log(name, value, options, log_phase(), by_step_, by_step_ || in_batch_ ? batch_size_ : 1);
+    metrics_.log(name, value, options, log_place());
+  }
+  /// Several values with one set of options: `ctx.log_dict({{"a", x}, {"b", y}}, {.prog_bar = true})`.
+  void log_dict(std::initializer_list<LogEntry> entries, const LogOptions& options = {}) {
+    for (const LogEntry& entry : entries) {
+      if (entry.tensor.defined()) log(entry.name, entry.tensor, options);
+      else log(entry.name, entry.number, options);
+    }
   }
   /// Not this: a name made at run time is asked for by runtime_name.
   template <detail::RuntimeText Name, class Value>
@@ -76,14 +92,21 @@ class Context {
   bool writes_files() const { return options_.fast_dev_run == 0; }
 
  protected:
-  explicit Context(Options options) : options_(std::move(options)) { validate(options_); }
+  explicit Context(Options options) : options_(std::move(options)) {
+    validate(options_);
+    if (!options_.overfit_batches.is_zero()) {
+      options_.limit_train_batches = options_.limit_val_batches = options_.overfit_batches;
+    }
+    accumulate_ = options_.accumulate_grad_batches;
+  }
   ~Context() = default;
 
  private:
   friend struct detail::LoopAccess;
 
-  // The sanity check logs to nobody; what it logs is kept apart so that validation starts clean.
-  Phase log_phase() const { return phase_; }
+  LogPlace log_place() const {
+    return {phase_, by_step_, by_step_ || in_batch_ ? batch_size_ : 1, several_loaders_ && in_batch_ ? dataloader_idx_ : -1};
+  }
 
   void make_run_dir() {
     const std::filesystem::path parent = options_.default_root_dir / options_.name;
@@ -111,7 +134,9 @@ class Context {
   bool should_stop_ = false;
   bool interrupted_ = false;
   bool epoch_over_ = false;
-  std::int64_t epoch_ = 0, global_step_ = 0, batch_idx_ = 0, batch_size_ = 1;
+  std::int64_t epoch_ = 0, global_step_ = 0, batch_idx_ = 0, batch_size_ = 1, dataloader_idx_ = 0, accumulate_ = 1;
+  std::int64_t logged_steps_ = 0, total_batches_ = 0;
+  bool several_loaders_ = false;
   std::optional<std::int64_t> num_batches_;
   at::Device device_ = at::kCPU;
   std::filesystem::path run_dir_;

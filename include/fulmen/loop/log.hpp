@@ -68,6 +68,24 @@ struct LogOptions {
   std::int64_t batch_size = 0;  ///< the weight of this value in the epoch's mean; 0: the batch's own size
 };
 
+/// One of the values of log_dict.
+struct LogEntry {
+  LogName name;
+  at::Tensor tensor{};
+  double number = 0;
+
+  LogEntry(LogName n, double value) : name(n), number(value) {}
+  LogEntry(LogName n, at::Tensor value) : name(n), tensor(std::move(value)) {}
+};
+
+/// Where a value is logged: the defaults of on_step and on_epoch, its weight and its loader follow from it.
+struct LogPlace {
+  Phase phase;
+  bool by_step;                  ///< in a training batch
+  std::int64_t weight = 1;       ///< samples, used where the options give none
+  std::int64_t dataloader = -1;  ///< the index among several loaders of a stage; -1: there is one
+};
+
 /// A value that can be read: what loggers, progress bars and callbacks get to see.
 struct Metric {
   std::string_view name;
@@ -123,36 +141,32 @@ class DeviceValues {
 /// All logged values of a Trainer. A slot is found by the hash of its name and the phase that logs it.
 class MetricStore {
  public:
-  /// @param by_step whether the caller is a training batch (decides unset on_step/on_epoch)
-  /// @param weight  the batch size, used where the options give none
-  void log(LogName name, double value, const LogOptions& options, Phase phase, bool by_step, std::int64_t weight) {
-    Slot& slot = slot_for(name, options, phase, by_step);
+  void log(LogName name, double value, const LogOptions& options, const LogPlace& place) {
+    Slot& slot = slot_for(name, options, place);
     slot.last = value;
-    if (slot.on_epoch) accumulate(slot, value, weight_of(options, weight));
+    if (slot.on_epoch) accumulate(slot, value, weight_of(options, place.weight));
     slot.fresh_step = slot.fresh_epoch = true;
     slot.last_on_device = false;
   }
 
   /// @throws std::invalid_argument if the tensor does not have exactly one element.
-  void log(LogName name, const at::Tensor& value, const LogOptions& options, Phase phase, bool by_step,
-           std::int64_t weight) {
+  void log(LogName name, const at::Tensor& value, const LogOptions& options, const LogPlace& place) {
     if (!value.defined() || value.numel() != 1) {
       fail<std::invalid_argument>("log(\"{}\"): expected a number or a tensor of one element, got {}", name.text(),
                                   value.defined() ? "a tensor of " + std::to_string(value.numel()) + " elements"
                                                   : std::string("an undefined tensor"));
     }
-    if (value.is_cpu()) return log(name, detail::read_scalar(value), options, phase, by_step, weight);
-    log_deferred(name, value, options, phase, by_step, weight);
+    if (value.is_cpu()) return log(name, detail::read_scalar(value), options, place);
+    log_deferred(name, value, options, place);
   }
 
   /// The path of a tensor that lives on a device: nothing is read until somebody asks.
-  void log_deferred(LogName name, const at::Tensor& value, const LogOptions& options, Phase phase, bool by_step,
-                    std::int64_t weight) {
-    Slot& slot = slot_for(name, options, phase, by_step);
+  void log_deferred(LogName name, const at::Tensor& value, const LogOptions& options, const LogPlace& place) {
+    Slot& slot = slot_for(name, options, place);
     slot.last_tensor = value.detach();
     slot.last_on_device = true;
     if (slot.on_epoch) {
-      const double w = weight_of(options, weight);
+      const double w = weight_of(options, place.weight);
       slot.device.add(value, w, slot.reduce);
       slot.weight += w;
     }
@@ -170,7 +184,7 @@ class MetricStore {
   void forget(Phase phase) {
     std::erase_if(slots_, [&](const Slot& slot) { return slot.phase == phase; });
     std::fill(index_.begin(), index_.end(), -1);
-    for (std::size_t i = 0; i < slots_.size(); ++i) place(i);
+    for (std::size_t i = 0; i < slots_.size(); ++i) enter(i);
   }
 
   /// The values that training batches logged since the last call, for the loggers.
@@ -243,6 +257,7 @@ class MetricStore {
   struct Slot {
     std::uint64_t key;
     std::string name;
+    std::size_t name_size;   // of the name as it was logged, without the loader's index
     std::string names[2];  // name_step, name_epoch; empty where there is no fork
     Phase phase;
     Reduce reduce;
@@ -303,21 +318,22 @@ class MetricStore {
     }
   }
 
-  Slot& slot_for(LogName name, const LogOptions& options, Phase phase, bool by_step) {
-    const std::uint64_t key = name.hash() + static_cast<std::uint64_t>(phase) * 0x9e3779b97f4a7c15u;
+  Slot& slot_for(LogName name, const LogOptions& options, const LogPlace& place) {
+    const std::uint64_t where = static_cast<std::uint64_t>(place.phase) + 16 * static_cast<std::uint64_t>(place.dataloader + 1);
+    const std::uint64_t key = name.hash() + where * 0x9e3779b97f4a7c15u;
     const std::size_t mask = index_.size() - 1;
     for (std::size_t at = key & mask; !index_.empty(); at = (at + 1) & mask) {
       const std::int32_t i = index_[at];
       if (i < 0) break;
       Slot& slot = slots_[static_cast<std::size_t>(i)];
-      if (slot.key == key && slot.name.size() == name.text().size()) [[likely]] return slot;
+      if (slot.key == key && slot.name_size == name.text().size()) [[likely]] return slot;
     }
-    return insert(key, name, options, phase, by_step);
+    return insert(key, name, options, place);
   }
 
-  [[gnu::cold, gnu::noinline]] Slot& insert(std::uint64_t key, LogName name, const LogOptions& options, Phase phase,
-                                            bool by_step) {
-    const bool on_step = options.on_step.value_or(by_step), on_epoch = options.on_epoch.value_or(!by_step);
+  [[gnu::cold, gnu::noinline]] Slot& insert(std::uint64_t key, LogName name, const LogOptions& options,
+                                            const LogPlace& place) {
+    const bool on_step = options.on_step.value_or(place.by_step), on_epoch = options.on_epoch.value_or(!place.by_step);
     if (name.text().empty()) fail<std::invalid_argument>("log(\"\"): expected a name");
     if (!on_step && !on_epoch) {
       fail<std::invalid_argument>("log(\"{}\"): neither on_step nor on_epoch, so the value would never be read",
@@ -326,7 +342,9 @@ class MetricStore {
     Slot slot{};
     slot.key = key;
     slot.name = name.text();
-    slot.phase = phase;
+    slot.name_size = slot.name.size();
+    if (place.dataloader >= 0) slot.name += "/dataloader_idx_" + std::to_string(place.dataloader);
+    slot.phase = place.phase;
     slot.reduce = options.reduce;
     slot.on_step = on_step;
     slot.on_epoch = on_epoch;
@@ -337,14 +355,14 @@ class MetricStore {
     slots_.push_back(std::move(slot));
     if (slots_.size() * 2 > index_.size()) {
       index_.assign(std::max<std::size_t>(32, index_.size() * 2), -1);
-      for (std::size_t i = 0; i < slots_.size(); ++i) place(i);
+      for (std::size_t i = 0; i < slots_.size(); ++i) enter(i);
     } else {
-      place(slots_.size() - 1);
+      enter(slots_.size() - 1);
     }
     return slots_.back();
   }
 
-  void place(std::size_t i) {
+  void enter(std::size_t i) {
     const std::size_t mask = index_.size() - 1;
     std::size_t at = slots_[i].key & mask;
     while (index_[at] >= 0) at = (at + 1) & mask;

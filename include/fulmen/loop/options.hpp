@@ -4,6 +4,7 @@
 #include <fulmen/error.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <concepts>
 #include <cstdint>
@@ -40,6 +41,9 @@ class Limit {
   /// Whether the loader is not to be used at all.
   constexpr bool is_zero() const { return is_count_ ? count_ == 0 : fraction_ == 0; }
   constexpr bool valid() const { return is_count_ ? count_ >= 0 : fraction_ >= 0.0 && fraction_ <= 1.0; }
+  constexpr bool is_count() const { return is_count_; }
+  /// Whether it is the fraction 1: all of the loader.
+  constexpr bool is_default() const { return !is_count_ && fraction_ == 1.0; }
   double value() const { return is_count_ ? static_cast<double>(count_) : fraction_; }
 
  private:
@@ -55,18 +59,23 @@ struct Options {
   std::int64_t max_steps = -1;     ///< optimizer steps; -1: no limit
   std::int64_t min_epochs = 0;     ///< request_stop() waits for these
   std::int64_t min_steps = 0;
+  std::chrono::duration<double> max_time{0};  ///< stop after the batch that is running then, as request_stop() does; 0: no limit
   Limit limit_train_batches{};
   Limit limit_val_batches{};
   Limit limit_test_batches{};
   Limit limit_predict_batches{};
   std::int64_t fast_dev_run = 0;          ///< N > 0: N batches of each loader, one epoch, no files, no sanity check
   std::int64_t num_sanity_val_steps = 2;  ///< -1: the whole validation loader
-  std::int64_t check_val_every_n_epoch = 1;
+  std::int64_t check_val_every_n_epoch = 1;  ///< 0: val_check_interval counts batches across epochs
+  Limit val_check_interval{};  ///< validate every so many batches: a count, or a fraction of the epoch; default: at its end
+  Limit overfit_batches = 0;   ///< train and validate on these batches only: the same ones if the loader does not shuffle
+  std::int64_t reload_dataloaders_every_n_epochs = 0;  ///< ask the data module anew for its loaders; 0: once
   std::int64_t accumulate_grad_batches = 1;
   double gradient_clip_val = 0;  ///< 0: no clipping
   GradientClip gradient_clip_algorithm = GradientClip::norm;
   std::int64_t log_every_n_steps = 50;
   bool inference_mode = true;   ///< evaluation under c10::InferenceMode; false: no_grad only
+  bool benchmark = false;       ///< let cuDNN choose its kernels by trying them
   bool deterministic = false;   ///< LibTorch's deterministic algorithms, an error where an operator has none
   bool detect_anomaly = false;  ///< autograd's anomaly mode: slow, names the operator that made a NaN
   bool enable_progress_bar = true;
@@ -88,7 +97,8 @@ inline void validate(const Options& o) {
   at_least("min_steps", o.min_steps, 0);
   at_least("fast_dev_run", o.fast_dev_run, 0);
   at_least("num_sanity_val_steps", o.num_sanity_val_steps, -1);
-  at_least("check_val_every_n_epoch", o.check_val_every_n_epoch, 1);
+  at_least("check_val_every_n_epoch", o.check_val_every_n_epoch, 0);
+  at_least("reload_dataloaders_every_n_epochs", o.reload_dataloaders_every_n_epochs, 0);
   at_least("accumulate_grad_batches", o.accumulate_grad_batches, 1);
   at_least("log_every_n_steps", o.log_every_n_steps, 1);
   if (!(o.gradient_clip_val >= 0) || std::isinf(o.gradient_clip_val)) {
@@ -105,6 +115,18 @@ inline void validate(const Options& o) {
   limit("limit_val_batches", o.limit_val_batches);
   limit("limit_test_batches", o.limit_test_batches);
   limit("limit_predict_batches", o.limit_predict_batches);
+  limit("overfit_batches", o.overfit_batches);
+  limit("val_check_interval", o.val_check_interval);
+  if (o.val_check_interval.is_zero()) {
+    fail<std::invalid_argument>("Options::val_check_interval is 0, expected a count of at least 1 or a fraction above 0");
+  }
+  if (o.check_val_every_n_epoch == 0 && !o.val_check_interval.is_count()) {
+    fail<std::invalid_argument>("Options::check_val_every_n_epoch is 0, so val_check_interval must be a count of batches; it "
+                                "is the fraction {}", o.val_check_interval.value());
+  }
+  if (!(o.max_time.count() >= 0)) {
+    fail<std::invalid_argument>("Options::max_time is {} s, expected at least 0 (0: no limit)", o.max_time.count());
+  }
   if (o.name.empty() || o.name.find('/') != std::string::npos) {
     fail<std::invalid_argument>("Options::name is '{}', expected a folder name without '/'", o.name);
   }

@@ -109,8 +109,9 @@ std::string to_string(const Plan<N>& plan) {
     for (std::size_t p = 0; p < N; ++p) {
       if (row.who[p]) who += (who.empty() ? "" : ", ") + std::string(plan.participants[p]);
     }
-    // A stage always has its step; inference_step is only one way of having it.
-    if (who.empty() && row.kind == HookKind::step && row.name != "inference_step") who = "default";
+    // A stage always has its own step; inference_step is only one way of having it.
+    if (who.empty() && row.name.ends_with("ing_step")) who = "default";
+    if (who.empty() && (row.name == "validation_step" || row.name == "test_step" || row.name == "predict_step")) who = "default";
     rows[i] = {row.name, row.kind, row.stages, std::move(who)};
   }
   return detail::print_plan(rows);

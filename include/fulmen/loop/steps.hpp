@@ -32,10 +32,14 @@ struct InferenceOutputs {
 
 namespace detail {
 
-/// Calls a module's own step with as much as it takes: (ctx, batch, batch_idx), (ctx, batch) or (batch).
+/// Calls a module's own step with as much as it takes: (ctx, batch, batch_idx, dataloader_idx) or a leading part of them
+/// with the batch, or the batch alone.
 template <class Step, class M, class Ctx, class Batch>
-[[gnu::always_inline]] inline decltype(auto) call_step(M& module, Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
-  if constexpr (Step::template takes<M, Ctx, Batch, std::int64_t>) {
+[[gnu::always_inline]] inline decltype(auto) call_step(M& module, Ctx& ctx, Batch& batch, std::int64_t batch_idx,
+                                                       [[maybe_unused]] std::int64_t dataloader_idx = 0) {
+  if constexpr (Step::template takes<M, Ctx, Batch, std::int64_t, std::int64_t>) {
+    return Step::call(module, ctx, batch, batch_idx, dataloader_idx);
+  } else if constexpr (Step::template takes<M, Ctx, Batch, std::int64_t>) {
     return Step::call(module, ctx, batch, batch_idx);
   } else if constexpr (Step::template takes<M, Ctx, Batch>) {
     return Step::call(module, ctx, batch);
@@ -44,6 +48,19 @@ template <class Step, class M, class Ctx, class Batch>
   } else {
     this_member_has_the_name_of_a_hook_but_cannot_be_called_with_its_arguments<M, Step, typename Step::Expected>{};
     return at::Tensor();  // as good a step as any, so that no other message follows
+  }
+}
+
+/// Calls a module's step that takes outputs: (ctx, outputs) or (outputs).
+template <class Step, class M, class Ctx, class Outputs>
+decltype(auto) call_outputs(M& module, Ctx& ctx, Outputs& outputs) {
+  if constexpr (Step::template takes<M, Ctx, Outputs>) {
+    return Step::call(module, ctx, outputs);
+  } else if constexpr (Step::template takes<M, Outputs>) {
+    return Step::call(module, outputs);
+  } else {
+    this_member_has_the_name_of_a_hook_but_cannot_be_called_with_its_arguments<M, Step, typename Step::Expected>{};
+    return at::Tensor();
   }
 }
 
@@ -204,7 +221,7 @@ auto inference(Ctx& ctx, Batch& batch, std::int64_t batch_idx, Name loss_name) {
   using M = typename Ctx::Module;
   M& module = ctx.module();
   if constexpr (answers<hooks::inference_step, M>) {
-    return call_step<hooks::inference_step>(module, ctx, batch, batch_idx);
+    return call_step<hooks::inference_step>(module, ctx, batch, batch_idx, ctx.dataloader_idx());
   } else if constexpr (!forward_fits<Step, M, Batch>()) {
     return InferenceOutputs<at::Tensor, at::Tensor>{};
   } else {
@@ -246,7 +263,7 @@ template <class Ctx, class Batch>
 auto default_predict_step(Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
   using M = typename Ctx::Module;
   if constexpr (answers<hooks::inference_step, M>) {
-    return call_step<hooks::inference_step>(ctx.module(), ctx, batch, batch_idx);
+    return call_step<hooks::inference_step>(ctx.module(), ctx, batch, batch_idx, ctx.dataloader_idx());
   } else if constexpr (forward_takes<M, decltype(members(batch))>) {
     move_to(batch, ctx.device());
     const auto infer = [&](auto... in) { return activate(ctx.module(), ctx.module().forward(in...)); };

@@ -3,7 +3,6 @@
 
 #include <fulmen/loop/context.hpp>
 #include <fulmen/loop/hooks.hpp>
-#include <fulmen/optim/clip.hpp>
 #include <fulmen/optim/optimizer.hpp>
 #include <fulmen/runtime.hpp>
 #include <fulmen/schedule/scheduler.hpp>
@@ -33,6 +32,11 @@ struct LoopAccess {
   static auto& global_step(Context& c) { return c.global_step_; }
   static auto& batch_idx(Context& c) { return c.batch_idx_; }
   static auto& batch_size(Context& c) { return c.batch_size_; }
+  static auto& dataloader_idx(Context& c) { return c.dataloader_idx_; }
+  static auto& several_loaders(Context& c) { return c.several_loaders_; }
+  static auto& logged_steps(Context& c) { return c.logged_steps_; }
+  static auto& total_batches(Context& c) { return c.total_batches_; }
+  static auto& accumulate(Context& c) { return c.accumulate_; }
   static auto& num_batches(Context& c) { return c.num_batches_; }
   static auto& device(Context& c) { return c.device_; }
 };
@@ -96,23 +100,29 @@ consteval bool automatic_optimization() {
   }
 }
 
-/// A bound optimizer inside a Trainer: its step() is that of the loop, with the hook before it, clipping, and the count.
+/// A bound optimizer inside a Trainer: its step() is that of the loop, with the hook before it and the count after it.
 template <class Bound, class Ctx>
 class LoopOptimizer : public Bound {
  public:
   LoopOptimizer(Bound bound, Ctx& ctx) : Bound(std::move(bound)), ctx_(&ctx) {}
 
+  /// For modules that optimise by hand: gradients are there.
   void step() {
-    Bound& bound = *this;
-    ctx_->template tell_all<hooks::on_before_optimizer_step>(bound);
-    if constexpr (automatic_optimization<typename Ctx::Module>()) {
-      const Options& options = ctx_->options();
-      if (const double clip = options.gradient_clip_val; clip > 0) [[unlikely]] {
-        if (options.gradient_clip_algorithm == GradientClip::norm) clip_grad_norm(bound.groups(), clip);
-        else clip_grad_value(bound.groups(), clip);
-      }
+    ctx_->template tell_all<hooks::on_before_optimizer_step>(static_cast<Bound&>(*this));
+    Bound::step();
+    ++LoopAccess::global_step(*ctx_);
+  }
+
+  /// Runs the closure, which makes the gradients and returns the loss, then updates. An optimizer with a step(closure) of
+  /// its own (LBFGS) calls the closure as often as it needs.
+  template <class Closure>
+  void step(Closure&& closure) {
+    if constexpr (requires(Bound& bound) { bound.step(closure); }) {
+      Bound::step(closure);
+    } else {
+      closure();
+      Bound::step();
     }
-    bound.step();
     ++LoopAccess::global_step(*ctx_);
   }
 
@@ -128,9 +138,11 @@ struct BoundOptimizers<std::tuple<P...>, Ctx> {
 };
 template <class Policies>
 struct BoundSchedulers;
+template <class S, Interval When>
+BoundScheduler<S, When> bound_scheduler(const Scheduled<S, When>&);
 template <class... S>
 struct BoundSchedulers<std::tuple<S...>> {
-  using type = std::tuple<BoundScheduler<S>...>;
+  using type = std::tuple<decltype(bound_scheduler(std::declval<typename ScheduledOf<S>::type>()))...>;
 };
 
 inline NamedParameters named_parameters(const torch::nn::Module& module) {
@@ -196,8 +208,42 @@ class TrainerContext : public Context {
   /// loss.backward() with its hooks around it: for modules that optimise by hand.
   void backward(const at::Tensor& loss) {
     tell_all<hooks::on_before_backward>(loss);
-    loss.backward();
+    act<hooks::backward>([&] { loss.backward(); }, loss);
     tell_all<hooks::on_after_backward>();
+  }
+
+  /// Lets gradients go to this optimizer's parameters only, until untoggle_optimizer: for modules with several that
+  /// optimise by hand, so that the backward of one does not compute what belongs to the others.
+  template <class Optimizer>
+  void toggle_optimizer(Optimizer& optimizer) {
+    untoggle_optimizer();
+    const auto mine = [&](const at::Tensor& p) {
+      for (const ParamGroup& group : optimizer.groups()) {
+        for (const at::Tensor& own : group.params) {
+          if (own.is_same(p)) return true;
+        }
+      }
+      return false;
+    };
+    for (const at::Tensor& p : module_->parameters()) {
+      if (!p.requires_grad() || mine(p)) continue;
+      p.requires_grad_(false);
+      toggled_.push_back(p);
+    }
+  }
+  void untoggle_optimizer() {
+    for (const at::Tensor& p : toggled_) p.requires_grad_(true);
+    toggled_.clear();
+  }
+
+  /// What the loop does itself, unless the module has a member for it.
+  template <class Action, class Otherwise, class... Args>
+  [[gnu::always_inline]] void act(Otherwise&& otherwise, Args&... args) {
+    if constexpr (answers<Action, Module>) {
+      tell<Action>(*module_, *this, args...);
+    } else {
+      otherwise();
+    }
   }
 
   /// Calls the hook on every participant that has it: callbacks in order, then the module; at the end of a training epoch
@@ -269,25 +315,47 @@ class TrainerContext : public Context {
     bind_schedulers(std::make_index_sequence<std::tuple_size_v<Schedulers>>{});
   }
 
-  /// Advances the schedulers of one kind: those that count steps, or those that count epochs.
-  template <bool PerStepOnes>
-  void advance_schedulers() {
-    [&]<std::size_t... I>(std::index_sequence<I...>) {
-      (
-          [&] {
-            if constexpr (std::tuple_element_t<I, Schedulers>::per_step == PerStepOnes) {
-              std::get<I>(*schedulers_).step(std::get<I>(*optimizers_).groups());
-            }
-          }(),
-          ...);
-    }(std::make_index_sequence<std::tuple_size_v<Schedulers>>{});
+  /// Advances the schedulers of one kind, where their frequency says so. `index`: of the batch, or of the epoch.
+  template <Interval When, bool Monitoring>
+  void advance_schedulers(std::int64_t index) {
+    std::apply(
+        [&](auto&... scheduler) {
+          (
+              [&] {
+                using S = std::remove_cvref_t<decltype(scheduler)>;
+                if constexpr (S::interval == When && S::monitors == Monitoring) {
+                  if ((index + 1) % scheduler.frequency() == 0) advance(scheduler);
+                }
+              }(),
+              ...);
+        },
+        *schedulers_);
   }
 
  private:
   template <std::size_t... I>
   void bind_schedulers(std::index_sequence<I...>) {
-    schedulers_.emplace(std::tuple_element_t<I, Schedulers>(std::move(std::get<I>(scheduler_policies_)),
-                                                            std::get<I>(*optimizers_).groups())...);
+    schedulers_.emplace(std::tuple_element_t<I, Schedulers>(
+        detail::ScheduledOf<std::tuple_element_t<I, SchedulerPolicies>>::make(std::move(std::get<I>(scheduler_policies_))),
+        std::get<I>(*optimizers_).groups())...);
+  }
+
+  template <class Scheduler>
+  void advance(Scheduler& scheduler) {
+    if constexpr (Scheduler::monitors) {
+      const std::optional<double> found = metrics().find(scheduler.monitor());
+      if (!found) {
+        std::string known;
+        for (const Metric& metric : metrics().callback_metrics()) (known += known.empty() ? "" : ", ") += metric.name;
+        fail("a scheduler monitors '{}', which was not logged; there is: {}", scheduler.monitor(),
+             known.empty() ? "nothing" : known);
+      }
+      double metric = *found;
+      act<hooks::lr_scheduler_step>([&] { scheduler.step(metric); }, scheduler, metric);
+    } else {
+      None nothing;
+      act<hooks::lr_scheduler_step>([&] { scheduler.step(); }, scheduler, nothing);
+    }
   }
 
   std::shared_ptr<Module> module_;
@@ -299,6 +367,7 @@ class TrainerContext : public Context {
   decltype(RuntimeType::loggers) loggers_;
   std::optional<Optimizers> optimizers_;
   std::optional<Schedulers> schedulers_;
+  std::vector<at::Tensor> toggled_;
 };
 
 }  // namespace fulmen

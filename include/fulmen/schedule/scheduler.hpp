@@ -6,9 +6,13 @@
 #include <fulmen/none.hpp>
 #include <fulmen/optim/optimizer.hpp>
 
+#include <algorithm>
+#include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <limits>
 #include <map>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -52,56 +56,183 @@ struct Schedule {
 template <class Function>
 Schedule(Function) -> Schedule<Function>;
 
-/// A scheduler that advances with each optimizer step instead of each epoch.
-template <SchedulerPolicy S>
-struct PerStep : S {};
+/// A scheduler that follows a logged value: `step(metric, groups)` changes the groups' rates by itself.
+template <class S>
+concept MonitoringSchedulerPolicy =
+    std::copy_constructible<S> && requires(S& scheduler, double metric, std::vector<ParamGroup>& groups) {
+      scheduler.step(metric, groups);
+    };
 
-template <SchedulerPolicy S>
-constexpr PerStep<S> per_step(S scheduler) {
-  return {std::move(scheduler)};
+/// What the fourth argument of a Trainer may hold.
+template <class S>
+concept AnySchedulerPolicy = SchedulerPolicy<S> || MonitoringSchedulerPolicy<S>;
+
+enum class Interval : std::uint8_t { epoch, step };
+
+/// When a scheduler advances and what it monitors: Lightning's lr_scheduler configuration. Made by per_step, per_epoch and
+/// monitoring.
+template <AnySchedulerPolicy S, Interval When>
+struct Scheduled {
+  S scheduler;
+  std::int64_t frequency = 1;  ///< advance every so many epochs, or batches of an epoch
+  std::string monitor{};       ///< for a MonitoringSchedulerPolicy: the name of a logged value
+};
+
+/// Advances with the optimizer steps instead of the epochs; with a frequency, at every so many batches of an epoch.
+template <AnySchedulerPolicy S>
+Scheduled<S, Interval::step> per_step(S scheduler, std::int64_t frequency = 1) {
+  return {std::move(scheduler), frequency, {}};
+}
+/// Advances every so many epochs.
+template <AnySchedulerPolicy S>
+Scheduled<S, Interval::epoch> per_epoch(S scheduler, std::int64_t frequency = 1) {
+  return {std::move(scheduler), frequency, {}};
+}
+/// Follows a logged value: `monitoring("val/loss", ReduceLROnPlateau{.patience = 3})`.
+template <MonitoringSchedulerPolicy S>
+Scheduled<S, Interval::epoch> monitoring(std::string name, S scheduler, std::int64_t frequency = 1) {
+  return {std::move(scheduler), frequency, std::move(name)};
 }
 
-namespace detail {
+/// Multiplies the rates by `factor` when a monitored value has not become better for more than `patience` epochs.
+/// Options, defaults and arithmetic: torch.optim.lr_scheduler.ReduceLROnPlateau. Monitors val/loss unless told otherwise.
+struct ReduceLROnPlateau {
+  enum class Mode : std::uint8_t { min, max };
+  enum class Threshold : std::uint8_t { rel, abs };
 
-template <class S>
-inline constexpr bool is_per_step = false;
-template <class S>
-inline constexpr bool is_per_step<PerStep<S>> = true;
+  Mode mode = Mode::min;
+  double factor = 0.1;
+  std::int64_t patience = 10;
+  double threshold = 1e-4;
+  Threshold threshold_mode = Threshold::rel;
+  std::int64_t cooldown = 0;
+  double min_lr = 0;
+  double eps = 1e-8;
 
-template <class S>
-struct AllSchedulerPolicies : std::bool_constant<SchedulerPolicy<S>> {};
-template <>
-struct AllSchedulerPolicies<None> : std::true_type {};
-template <class... S>
-struct AllSchedulerPolicies<std::tuple<S...>> : std::bool_constant<(SchedulerPolicy<S> && ...)> {};
-
-/// A policy with its clock. It writes to the optimizer it is given; which one that is, the Trainer knows.
-template <class S>
-class BoundScheduler {
- public:
-  static constexpr bool per_step = is_per_step<S>;
-
-  /// Sets the rates of time 0.
-  BoundScheduler(S policy, std::vector<ParamGroup>& groups) : policy_(std::move(policy)) { apply(groups); }
-
-  void step(std::vector<ParamGroup>& groups) {
-    ++time_;
-    apply(groups);
+  void step(double metric, std::vector<ParamGroup>& groups) {
+    if (better(metric)) {
+      best_ = metric;
+      bad_epochs_ = 0;
+    } else {
+      ++bad_epochs_;
+    }
+    if (cooldown_left_ > 0) {
+      --cooldown_left_;
+      bad_epochs_ = 0;
+    }
+    if (bad_epochs_ <= patience) return;
+    for (ParamGroup& group : groups) {
+      const double lower = std::max(group.lr * factor, min_lr);
+      if (group.lr - lower > eps) group.lr = lower;
+    }
+    cooldown_left_ = cooldown;
+    bad_epochs_ = 0;
   }
 
   State state_dict() const {
-    State state;
+    State state("ReduceLROnPlateau");
+    state.set("best", best_).set("num_bad_epochs", bad_epochs_).set("cooldown_counter", cooldown_left_);
+    return state;
+  }
+  void load_state_dict(const State& state) {
+    best_ = state.get<double>("best");
+    bad_epochs_ = state.get<std::int64_t>("num_bad_epochs");
+    cooldown_left_ = state.get<std::int64_t>("cooldown_counter");
+  }
+
+  // Public only because aggregates have no private members; NaN: nothing seen yet.
+  double best_ = std::numeric_limits<double>::quiet_NaN();
+  std::int64_t bad_epochs_ = 0, cooldown_left_ = 0;
+
+ private:
+  bool better(double metric) const {
+    if (std::isnan(best_)) return !std::isnan(metric);
+    if (threshold_mode == Threshold::rel) {
+      return mode == Mode::min ? metric < best_ * (1 - threshold) : metric > best_ * (1 + threshold);
+    }
+    return mode == Mode::min ? metric < best_ - threshold : metric > best_ + threshold;
+  }
+};
+
+namespace detail {
+
+/// A policy alone means: by epoch, each epoch; one that monitors, val/loss.
+template <class S>
+struct ScheduledOf {
+  using type = Scheduled<S, Interval::epoch>;
+  static type make(S scheduler) { return {std::move(scheduler), 1, "val/loss"}; }
+};
+template <class S, Interval When>
+struct ScheduledOf<Scheduled<S, When>> {
+  using type = Scheduled<S, When>;
+  static type make(type scheduled) { return scheduled; }
+};
+
+template <class S>
+inline constexpr bool is_scheduler = AnySchedulerPolicy<S>;
+template <class S, Interval When>
+inline constexpr bool is_scheduler<Scheduled<S, When>> = true;
+
+template <class S>
+struct AllSchedulerPolicies : std::bool_constant<is_scheduler<S>> {};
+template <>
+struct AllSchedulerPolicies<None> : std::true_type {};
+template <class... S>
+struct AllSchedulerPolicies<std::tuple<S...>> : std::bool_constant<(is_scheduler<S> && ...)> {};
+
+/// A policy with its clock and the groups of the optimizer whose rates it sets.
+template <class S, Interval When>
+class BoundScheduler {
+ public:
+  static constexpr Interval interval = When;
+  static constexpr bool monitors = !SchedulerPolicy<S>;
+
+  /// Sets the rates of time 0.
+  BoundScheduler(Scheduled<S, When> scheduled, std::vector<ParamGroup>& groups)
+      : scheduled_(std::move(scheduled)), groups_(&groups) {
+    if (scheduled_.frequency < 1) {
+      fail<std::invalid_argument>("a scheduler's frequency is {}, expected at least 1", scheduled_.frequency);
+    }
+    if constexpr (!monitors) apply();
+  }
+
+  /// Advances by one: what the loop calls, and modules that optimise by hand.
+  void step()
+    requires(!monitors)
+  {
+    ++time_;
+    apply();
+  }
+  void step(double metric)
+    requires monitors
+  {
+    ++time_;
+    scheduled_.scheduler.step(metric, *groups_);
+  }
+
+  std::int64_t frequency() const { return scheduled_.frequency; }
+  const std::string& monitor() const { return scheduled_.monitor; }
+
+  State state_dict() const {
+    State state("scheduler");
+    if constexpr (requires { scheduled_.scheduler.state_dict(); }) state = scheduled_.scheduler.state_dict();
     state.set("last_epoch", time_);
     return state;
   }
-  void load_state_dict(const State& state) { time_ = state.get<std::int64_t>("last_epoch"); }
-
- private:
-  void apply(std::vector<ParamGroup>& groups) {
-    for (ParamGroup& group : groups) group.lr = static_cast<double>(policy_.rate(time_, group.initial_lr, group.lr));
+  void load_state_dict(const State& state) {
+    if constexpr (requires { scheduled_.scheduler.load_state_dict(state); }) scheduled_.scheduler.load_state_dict(state);
+    time_ = state.get<std::int64_t>("last_epoch");
   }
 
-  S policy_;
+ private:
+  void apply() {
+    for (ParamGroup& group : *groups_) {
+      group.lr = static_cast<double>(scheduled_.scheduler.rate(time_, group.initial_lr, group.lr));
+    }
+  }
+
+  Scheduled<S, When> scheduled_;
+  std::vector<ParamGroup>* groups_;
   std::int64_t time_ = 0;
 };
 
