@@ -1,5 +1,6 @@
 // Tests the Trainer as a user meets it: what it is made of, its stages, its files and its errors.
 #include <fulmen/fulmen.hpp>
+#include <fulmen/optim/torch_optimizer.hpp>
 
 #include <torch/torch.h>
 
@@ -283,7 +284,72 @@ TEST(Trainer, AnOptimizerMayHaveASubmoduleForItself) {
   EXPECT_TRUE(trainer.module().ab->weight.equal(ab)) << "a name that only begins like it is another";
   Trainer wrong{Parts{}, CrossEntropy{}, parameters_of("c", SGD{}), none, Identity{}, callbacks(), quiet(), barebones};
   EXPECT_EQ(error_of([&] { wrong.fit(loader); }),
-            "parameters_of(\"c\"): no trainable parameter is in that submodule; there is: a.weight, a.bias, ab.weight, ab.bias");
+            "parameters_of(\"c\"): no parameter is in that submodule; there is: a.weight, a.bias, ab.weight, ab.bias");
+}
+
+TEST(Trainer, FrozenLayersRestAndGoOnWhereTheyWere) {
+  struct Parts : torch::nn::Module {
+    torch::nn::Linear a{register_module("a", torch::nn::Linear(4, 4))}, b{register_module("b", torch::nn::Linear(4, 3))};
+    at::Tensor forward(const at::Tensor& x) { return b(a(x)); }
+  };
+  const Data data;
+  auto loader = data.loader();
+  Trainer trainer{Parts{}, CrossEntropy{}, Adam{.lr = 0.1}, none, Identity{}, callbacks(), quiet(-1), barebones};
+  Parts& module = trainer.module();
+  const auto fit_one_epoch = [&](std::int64_t steps) {
+    Options options = trainer.options();
+    options.max_steps = steps;
+    trainer.set_options(options);
+    trainer.fit(loader);
+  };
+  const auto steps_of = [&](int i) {
+    return State(trainer.context().optimizer().state_dict()).get<State>("state").get<State>(i).get<at::Tensor>("step").item<float>();
+  };
+  freeze(*module.a);
+  const at::Tensor frozen = module.a->weight.detach().clone();
+  fit_one_epoch(4);
+  EXPECT_TRUE(module.a->weight.equal(frozen));
+  unfreeze(*module.a);
+  fit_one_epoch(8);
+  EXPECT_FALSE(module.a->weight.equal(frozen));
+  EXPECT_EQ(steps_of(0), 4) << "a parameter counts its own steps";
+  EXPECT_EQ(steps_of(2), 8);
+  freeze(*module.a);
+  const at::Tensor again = module.a->weight.detach().clone();
+  fit_one_epoch(12);
+  EXPECT_TRUE(module.a->weight.equal(again)) << "no momentum moves a frozen parameter";
+  EXPECT_EQ(steps_of(0), 4);
+  EXPECT_EQ(steps_of(2), 12);
+}
+
+TEST(Trainer, LBFGSRunsItsClosureSeveralTimesAStep) {
+  struct Line : torch::nn::Module {
+    torch::nn::Linear fc{register_module("fc", torch::nn::Linear(1, 1))};
+    int calls = 0;
+    at::Tensor forward(const at::Tensor& x) {
+      ++calls;
+      return fc(x);
+    }
+  };
+  seed_everything(2);
+  const at::Tensor x = torch::linspace(-1, 1, 20).unsqueeze(1);
+  TensorLoader loader{{x, 3 * x + 2}, {.batch_size = 20}};
+  using LBFGS = TorchOptimizer<torch::optim::LBFGS, torch::optim::LBFGSOptions>;
+  Trainer trainer{Line{}, MSE{}, LBFGS{torch::optim::LBFGSOptions(1)}, none, Identity{}, callbacks(), quiet(3), barebones};
+  trainer.fit(loader);
+  EXPECT_EQ(trainer.context().global_step(), 3);
+  EXPECT_GT(trainer.module().calls, 6);
+  EXPECT_NEAR(trainer.module().fc->weight.item<float>(), 3, 1e-3);
+  EXPECT_NEAR(trainer.module().fc->bias.item<float>(), 2, 1e-3);
+}
+
+TEST(Trainer, AccumulationMayFollowTheEpoch) {
+  const Data data;
+  auto loader = data.loader();
+  Trainer trainer{Net{}, CrossEntropy{}, SGD{}, none, Identity{}, callbacks(GradientAccumulationScheduler{{{1, 2}, {2, 4}}}), quiet(3),
+                  barebones};
+  trainer.fit(loader);
+  EXPECT_EQ(trainer.context().global_step(), 4 + 2 + 1);
 }
 
 struct TwoTargets : torch::nn::Module {

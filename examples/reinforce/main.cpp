@@ -70,8 +70,7 @@ struct Policy : nn::Module {
   }
 };
 
-/// The loader. A batch is played when operator* asks for it, with the policy as it is then, which has learnt from
-/// the batch before: a loader with a size() is not read ahead. (Without one, the loop has to look for the next.)
+/// The loader. A batch is played when operator* asks for it: with a policy that has learnt from the batch before.
 class CartPole {
  public:
   /// @param batches  in an epoch

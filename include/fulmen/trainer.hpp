@@ -233,6 +233,11 @@ class Trainer {
   /// changed then.
   void load(const std::filesystem::path& path) { detail::load_checkpoint(ctx_, path); }
 
+  const Options& options() const { return ctx_.options(); }
+  /// Other options from the next stage on: more epochs for a second fit, say.
+  /// @throws std::invalid_argument naming the option that is out of range.
+  void set_options(Options options) { detail::LoopAccess::set_options(ctx_, std::move(options)); }
+
   ModuleType& module() { return ctx_.module(); }
   Context& context() { return ctx_; }
   /// Whether Ctrl-C ended the last stage (to be asked where Options::exit_on_interrupt is off).

@@ -92,17 +92,20 @@ class Context {
   bool writes_files() const { return options_.fast_dev_run == 0; }
 
  protected:
-  explicit Context(Options options) : options_(std::move(options)) {
-    validate(options_);
-    if (!options_.overfit_batches.is_zero()) {
-      options_.limit_train_batches = options_.limit_val_batches = options_.overfit_batches;
-    }
-    accumulate_ = options_.accumulate_grad_batches;
-  }
+  explicit Context(Options options) { set_options(std::move(options)); }
   ~Context() = default;
 
  private:
   friend struct detail::LoopAccess;
+
+  void set_options(Options options) {
+    validate(options);
+    if (!options.overfit_batches.is_zero()) {
+      options.limit_train_batches = options.limit_val_batches = options.overfit_batches;
+    }
+    accumulate_ = options.accumulate_grad_batches;
+    options_ = std::move(options);
+  }
 
   LogPlace log_place() const {
     return {phase_, by_step_, by_step_ || in_batch_ ? batch_size_ : 1, several_loaders_ && in_batch_ ? dataloader_idx_ : -1};

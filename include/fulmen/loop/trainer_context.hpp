@@ -21,6 +21,7 @@ namespace detail {
 
 /// Writes to the private state of a Context. Only the loops use it.
 struct LoopAccess {
+  static void set_options(Context& c, Options options) { c.set_options(std::move(options)); }
   static auto& stage(Context& c) { return c.stage_; }
   static auto& phase(Context& c) { return c.phase_; }
   static auto& by_step(Context& c) { return c.by_step_; }
@@ -145,11 +146,10 @@ struct BoundSchedulers<std::tuple<S...>> {
   using type = std::tuple<decltype(bound_scheduler(std::declval<typename ScheduledOf<S>::type>()))...>;
 };
 
+/// All parameters, frozen ones too: they have no gradient and are left out of the steps until they are freed.
 inline NamedParameters named_parameters(const torch::nn::Module& module) {
   NamedParameters out;
-  for (const auto& item : module.named_parameters()) {
-    if (item.value().requires_grad()) out.push_back({item.key(), item.value()});
-  }
+  for (const auto& item : module.named_parameters()) out.push_back({item.key(), item.value()});
   return out;
 }
 

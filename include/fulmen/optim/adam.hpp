@@ -30,14 +30,19 @@ class BoundAdam {
 
   void step() {
     const at::NoGradGuard no_grad;
-    const bool complete = lists_.gather();
+    if (!lists_.gather()) [[unlikely]] regroup();
     if (lists_.grads().empty()) return;
-    if (complete && uniform_) [[likely]] {
-      if (exp_avgs_.empty()) start_uniform();
-      advance(steps_.front());
-      run(lists_.params(), exp_avgs_, exp_avg_sqs_, max_exp_avg_sqs_, steps_);
+    if (shared_) [[likely]] advance(steps_.front());
+    else for (const at::Tensor& step : steps_) advance(step);
+    const double lr = lists_.groups()[0].lr;
+    if constexpr (Policy::decoupled_weight_decay) {
+      at::_fused_adamw_(lists_.active_params(), lists_.grads(), exp_avgs_, exp_avg_sqs_, max_exp_avg_sqs_, steps_, lr,
+                        policy_.betas[0], policy_.betas[1], policy_.weight_decay, policy_.eps, policy_.amsgrad,
+                        policy_.maximize);
     } else {
-      step_some();
+      at::_fused_adam_(lists_.active_params(), lists_.grads(), exp_avgs_, exp_avg_sqs_, max_exp_avg_sqs_, steps_, lr,
+                       policy_.betas[0], policy_.betas[1], policy_.weight_decay, policy_.eps, policy_.amsgrad,
+                       policy_.maximize);
     }
   }
 
@@ -45,10 +50,10 @@ class BoundAdam {
   State state_dict() const {
     State all;
     for (std::size_t i = 0; i < states_.size(); ++i) {
-      const ParameterState s = state_of(i);
+      const ParameterState& s = states_[i];
       if (!s.exp_avg.defined()) continue;
       State one;
-      // A copy: all parameters may share one counter here, in a file each has its own.
+      // A copy: parameters may share one counter here, in a file each has its own.
       one.set("step", s.step.clone());
       one.set("exp_avg", s.exp_avg);
       one.set("exp_avg_sq", s.exp_avg_sq);
@@ -96,20 +101,41 @@ class BoundAdam {
     }
     load_group(lists_.groups()[0], groups);
     states_ = std::move(loaded);
-    uniform_ = true;
-    exp_avgs_.clear(), exp_avg_sqs_.clear(), max_exp_avg_sqs_.clear(), steps_.clear();
-    adopt();
+    lists_.forget();
   }
 
  private:
   using Tensors = std::vector<at::Tensor>;
   struct ParameterState {
-    at::Tensor step, exp_avg, exp_avg_sq, max_exp_avg_sq;
+    at::Tensor step, exp_avg, exp_avg_sq, max_exp_avg_sq;  // undefined until the parameter's first gradient
   };
 
   static void advance(const at::Tensor& step) {
     if (step.is_cpu()) ++*step.mutable_data_ptr<float>();
     else step.add_(1);
+  }
+
+  /// Makes the kernel's lists for the parameters that are active now. As in PyTorch each counts its steps from its first
+  /// gradient on. Almost always all have the same count: then one counter serves all, and for small tensors that is most
+  /// of the time of a step.
+  void regroup() {
+    shared_ = true;
+    for (const std::size_t i : lists_.active()) {
+      ParameterState& s = states_[i];
+      if (!s.exp_avg.defined()) s = fresh(lists_.params()[i]);
+      const at::Tensor& first = states_[lists_.active().front()].step;
+      shared_ = shared_ && s.step.device() == first.device() && (s.step.is_same(first) || s.step.equal(first));
+    }
+    exp_avgs_.clear(), exp_avg_sqs_.clear(), max_exp_avg_sqs_.clear(), steps_.clear();
+    for (const std::size_t i : lists_.active()) {
+      ParameterState& s = states_[i];
+      // Cloned: a parameter that is not active any more must keep the counter it had.
+      s.step = shared_ && !steps_.empty() ? steps_.front() : s.step.clone();
+      steps_.push_back(s.step);
+      exp_avgs_.push_back(s.exp_avg);
+      exp_avg_sqs_.push_back(s.exp_avg_sq);
+      if (policy_.amsgrad) max_exp_avg_sqs_.push_back(s.max_exp_avg_sq);
+    }
   }
 
   ParameterState fresh(const at::Tensor& p) const {
@@ -118,92 +144,10 @@ class BoundAdam {
             policy_.amsgrad ? at::zeros_like(p) : at::Tensor()};
   }
 
-  void start_uniform() {
-    for (const at::Tensor& p : lists_.params()) {
-      ParameterState s = fresh(p);
-      if (!steps_.empty() && steps_.front().device() == p.device()) s.step = steps_.front();
-      push(s);
-    }
-    // Parameters on several devices cannot share one counter; that is the general case, then.
-    for (const at::Tensor& step : steps_) uniform_ = uniform_ && step.is_same(steps_.front());
-    if (!uniform_) {
-      uniform_ = true;
-      split();
-      uniform_ = false;
-    }
-  }
-
-  /// After loading: one shared counter if every parameter has state and all have stepped as often.
-  void adopt() {
-    bool same = !states_.empty();
-    for (const ParameterState& s : states_) {
-      same = same && s.step.defined() && s.step.device() == states_.front().step.device() && s.step.equal(states_.front().step);
-    }
-    bool none = true;
-    for (const ParameterState& s : states_) none = none && !s.step.defined();
-    if (none) return;
-    uniform_ = same;
-    if (!same) return;
-    for (ParameterState& s : states_) {
-      s.step = states_.front().step;
-      push(s);
-    }
-    states_.assign(states_.size(), {});
-  }
-
-  void push(const ParameterState& s) {
-    steps_.push_back(s.step);
-    exp_avgs_.push_back(s.exp_avg);
-    exp_avg_sqs_.push_back(s.exp_avg_sq);
-    if (policy_.amsgrad) max_exp_avg_sqs_.push_back(s.max_exp_avg_sq);
-  }
-
-  ParameterState state_of(std::size_t i) const {
-    if (!uniform_ || exp_avgs_.empty()) return states_[i];
-    return {steps_[i], exp_avgs_[i], exp_avg_sqs_[i], policy_.amsgrad ? max_exp_avg_sqs_[i] : at::Tensor()};
-  }
-
-  /// From the shared lists to a state for each parameter.
-  void split() {
-    if (uniform_ && !exp_avgs_.empty()) {
-      for (std::size_t i = 0; i < states_.size(); ++i) {
-        states_[i] = state_of(i);
-        states_[i].step = states_[i].step.clone();
-      }
-    }
-    uniform_ = false;
-  }
-
-  void step_some() {
-    split();
-    Tensors params;
-    exp_avgs_.clear(), exp_avg_sqs_.clear(), max_exp_avg_sqs_.clear(), steps_.clear();
-    for (const std::size_t i : lists_.with_grad()) {
-      ParameterState& s = states_[i];
-      if (!s.exp_avg.defined()) s = fresh(lists_.params()[i]);
-      advance(s.step);
-      params.push_back(lists_.params()[i]);
-      push(s);
-    }
-    run(params, exp_avgs_, exp_avg_sqs_, max_exp_avg_sqs_, steps_);
-  }
-
-  void run(const Tensors& params, const Tensors& exp_avgs, const Tensors& exp_avg_sqs, const Tensors& max_exp_avg_sqs,
-           const Tensors& steps) {
-    const double lr = lists_.groups()[0].lr;
-    if constexpr (Policy::decoupled_weight_decay) {
-      at::_fused_adamw_(params, lists_.grads(), exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr, policy_.betas[0],
-                        policy_.betas[1], policy_.weight_decay, policy_.eps, policy_.amsgrad, policy_.maximize);
-    } else {
-      at::_fused_adam_(params, lists_.grads(), exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr, policy_.betas[0],
-                       policy_.betas[1], policy_.weight_decay, policy_.eps, policy_.amsgrad, policy_.maximize);
-    }
-  }
-
   Policy policy_;
   GradientLists lists_;
-  bool uniform_ = true;
-  std::vector<ParameterState> states_;  // used once not uniform
+  std::vector<ParameterState> states_;  // by parameter
+  bool shared_ = true;                  // whether the active parameters share one step counter
   Tensors exp_avgs_, exp_avg_sqs_, max_exp_avg_sqs_, steps_;
 };
 

@@ -106,9 +106,8 @@ struct AllOptimizerPolicies<std::tuple<P...>> : std::bool_constant<(OptimizerPol
 
 /// The parameters and gradients of one bound optimizer, gathered for kernels that take lists.
 ///
-/// Python's optimizers make a parameter's state when it first gets a gradient, and count its steps from there. Almost
-/// always every parameter gets one in every step; then one list and one step counter serve all (`uniform`), which is
-/// what makes the fused kernels fast for small tensors. The first step that misses a gradient ends that for good.
+/// A parameter is active in a step in which it has a gradient. Which ones are seldom changes (a layer is frozen or freed, a
+/// branch is not taken), so what depends on it is kept from step to step and made anew only when it changed.
 class GradientLists {
  public:
   explicit GradientLists(NamedParameters parameters, double lr) {
@@ -129,29 +128,44 @@ class GradientLists {
     for (const at::Tensor& p : params()) p.mutable_grad().reset();
   }
 
-  /// Gathers the defined gradients. @return whether every parameter has one.
+  /// Gathers the gradients of the active parameters. @return whether these are the same parameters as the last time
   /// @throws std::runtime_error for a sparse gradient.
   bool gather() {
     grads_.clear();
-    with_grad_.clear();
+    bool same = true;
     for (std::size_t i = 0; i < params().size(); ++i) {
       const at::Tensor& grad = params()[i].grad();
       if (!grad.defined()) continue;
       if (grad.is_sparse()) [[unlikely]] fail("parameter '{}' has a sparse gradient, expected a dense one", names_[i]);
+      const std::size_t k = grads_.size();
       grads_.push_back(grad);
-      with_grad_.push_back(i);
+      if (same && k < active_.size() && active_[k] == i) [[likely]] continue;
+      if (same) active_.resize(k);
+      same = false;
+      active_.push_back(i);
     }
-    return grads_.size() == params().size();
+    if (same && active_.size() != grads_.size()) {
+      active_.resize(grads_.size());
+      same = false;
+    }
+    if (!same) {
+      active_params_.clear();
+      for (const std::size_t i : active_) active_params_.push_back(params()[i]);
+    }
+    return same;
   }
   const std::vector<at::Tensor>& grads() const { return grads_; }
-  /// Indices of the parameters whose gradients are in grads().
-  const std::vector<std::size_t>& with_grad() const { return with_grad_; }
+  /// Indices of the active parameters, and the parameters themselves.
+  const std::vector<std::size_t>& active() const { return active_; }
+  const std::vector<at::Tensor>& active_params() const { return active_params_; }
+  /// Makes the next gather() say that something has changed.
+  void forget() { active_.clear(); }
 
  private:
   std::vector<ParamGroup> group_;
   std::vector<std::string> names_;
-  std::vector<at::Tensor> grads_;
-  std::vector<std::size_t> with_grad_;
+  std::vector<at::Tensor> grads_, active_params_;
+  std::vector<std::size_t> active_;
 };
 
 }  // namespace fulmen

@@ -14,7 +14,7 @@ struct ParametersOf {
   std::string submodule;
   Policy policy;
 
-  /// @throws std::invalid_argument if no trainable parameter is in such a submodule; the message lists the names there are.
+  /// @throws std::invalid_argument if no parameter is in such a submodule; the message lists the names there are.
   auto bind(NamedParameters parameters) const {
     NamedParameters chosen;
     std::string known;
@@ -23,7 +23,7 @@ struct ParametersOf {
       if (p.name.starts_with(submodule + ".")) chosen.push_back(std::move(p));
     }
     if (chosen.empty()) {
-      fail<std::invalid_argument>("parameters_of(\"{}\"): no trainable parameter is in that submodule; there is: {}",
+      fail<std::invalid_argument>("parameters_of(\"{}\"): no parameter is in that submodule; there is: {}",
                                   submodule, known.empty() ? "none" : known);
     }
     return policy.bind(std::move(chosen));

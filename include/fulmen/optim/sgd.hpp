@@ -39,14 +39,14 @@ class BoundSGD {
 
   void step() {
     const at::NoGradGuard no_grad;
-    const bool complete = lists_.gather();
+    const bool same = lists_.gather();
     if (lists_.grads().empty()) return;
     if (policy_.momentum == 0) {
-      run(complete ? lists_.params() : some(lists_.params()), lists_.grads(), {}, false);
-    } else if (complete && started_ == buffers_.size()) [[likely]] {
-      run(lists_.params(), lists_.grads(), buffers_, false);
+      run(lists_.active_params(), lists_.grads(), {}, false);
+    } else if (same) [[likely]] {
+      run(lists_.active_params(), lists_.grads(), active_buffers_, false);
     } else {
-      step_some();
+      step_with_newcomers();
     }
   }
 
@@ -90,29 +90,24 @@ class BoundSGD {
     }
     load_group(lists_.groups()[0], state.get<std::vector<State>>("param_groups"));
     buffers_ = std::move(loaded);
-    started_ = static_cast<std::size_t>(
-        std::count_if(buffers_.begin(), buffers_.end(), [](const at::Tensor& b) { return b.defined(); }));
+    lists_.forget();
   }
 
  private:
   using Tensors = std::vector<at::Tensor>;
 
-  Tensors some(const Tensors& all) const {
-    Tensors out;
-    for (const std::size_t i : lists_.with_grad()) out.push_back(all[i]);
-    return out;
-  }
-
   /// A parameter's first step copies the gradient into its buffer, undampened; so newcomers take a call of their own.
-  void step_some() {
+  void step_with_newcomers() {
     Tensors params[2], grads[2], buffers[2];
-    for (std::size_t k = 0; k < lists_.with_grad().size(); ++k) {
-      const std::size_t i = lists_.with_grad()[k];
-      const bool first = !buffers_[i].defined();
-      if (first) buffers_[i] = at::empty_like(lists_.params()[i]), ++started_;
-      params[first].push_back(lists_.params()[i]);
+    active_buffers_.clear();
+    for (std::size_t k = 0; k < lists_.active().size(); ++k) {
+      at::Tensor& buffer = buffers_[lists_.active()[k]];
+      const bool first = !buffer.defined();
+      if (first) buffer = at::empty_like(lists_.active_params()[k]);
+      params[first].push_back(lists_.active_params()[k]);
       grads[first].push_back(lists_.grads()[k]);
-      buffers[first].push_back(buffers_[i]);
+      buffers[first].push_back(buffer);
+      active_buffers_.push_back(buffer);
     }
     for (const bool first : {false, true}) {
       if (!params[first].empty()) run(params[first], grads[first], buffers[first], first);
@@ -126,8 +121,8 @@ class BoundSGD {
 
   SGD policy_;
   GradientLists lists_;
-  Tensors buffers_;
-  std::size_t started_ = 0;  // how many buffers are in use
+  Tensors buffers_;         // by parameter; undefined until its first step
+  Tensors active_buffers_;  // of the parameters that are active now
 };
 
 }  // namespace detail
