@@ -150,6 +150,8 @@ TEST(Trainer, ValidatesAndTestsInEvalModeWithoutGradientsAndPutsModesBack) {
   EXPECT_TRUE(trainer.module().dropout->is_training());
   ASSERT_EQ(results.size(), 1u);
   EXPECT_EQ(results[0].name, "test/loss");
+  EXPECT_EQ(results.at("test/loss"), results[0].value);
+  EXPECT_EQ(error_of([&] { results.at("loss"); }), "there is no value 'loss'; there is: test/loss");
   trainer.module().eval();
   const at::NoGradGuard no_grad;
   EXPECT_NEAR(results[0].value, at::cross_entropy_loss(trainer.module().forward(data.x), data.y).item<double>(), 1e-6);
@@ -343,6 +345,39 @@ TEST(Trainer, LBFGSRunsItsClosureSeveralTimesAStep) {
   EXPECT_NEAR(trainer.module().fc->bias.item<float>(), 2, 1e-3);
 }
 
+/// Predicts the running sum of a sequence, trained on pieces of it: the hidden state goes on, the graph does not.
+struct Truncated : torch::nn::Module {
+  static constexpr bool automatic_optimization = false;
+  torch::nn::GRU gru{register_module("gru", torch::nn::GRU(torch::nn::GRUOptions(1, 16).batch_first(true)))};
+  torch::nn::Linear out{register_module("out", torch::nn::Linear(16, 1))};
+
+  void training_step(auto& ctx, const at::Tensor& batch) {
+    at::Tensor hidden;
+    const at::Tensor sums = batch.cumsum(1);
+    for (std::int64_t from = 0; from < batch.size(1); from += 5) {
+      auto [features, state] = gru(batch.slice(1, from, from + 5), hidden);
+      const at::Tensor loss = at::mse_loss(out(features), sums.slice(1, from, from + 5));
+      ctx.optimizer().zero_grad();
+      ctx.backward(loss);  // would fail at the second piece if the graph went on through `hidden`
+      ctx.optimizer().step();
+      hidden = state.detach();
+      ctx.log("loss", loss, {.on_epoch = true});
+    }
+  }
+};
+
+TEST(Trainer, BackPropagationThroughTimeMayBeTruncated) {
+  seed_everything(4);
+  TensorLoader loader{{torch::randn({64, 20, 1}) * 0.2}, {.batch_size = 16, .shuffle = true}};
+  Trainer trainer{Truncated{}, none, Adam{.lr = 0.01}, none, Identity{}, callbacks(), quiet(1), barebones};
+  trainer.fit(loader);
+  const double before = trainer.context().metrics().find("loss_epoch").value();
+  trainer.set_options(quiet(15));
+  trainer.fit(loader);
+  EXPECT_EQ(trainer.context().global_step(), 15 * 4 * 4) << "a step a piece";
+  EXPECT_LT(trainer.context().metrics().find("loss_epoch").value(), before / 3);
+}
+
 TEST(Trainer, AccumulationMayFollowTheEpoch) {
   const Data data;
   auto loader = data.loader();
@@ -368,6 +403,55 @@ TEST(Trainer, NTargetsSaysHowABatchIsSplit) {
   const double before = trainer.validate(loader)[0].value;
   trainer.fit(loader);
   EXPECT_LT(trainer.validate(loader)[0].value, before / 2);
+}
+
+struct WatchesTargets {
+  void on_validation_batch_end(Context&, const auto& outputs) {
+    static_assert(std::tuple_size_v<std::remove_cvref_t<decltype(outputs.targets)>> == 2);
+  }
+};
+struct CountingData {
+  const Data* data;
+  std::int64_t epochs = 0;
+  TensorLoader<2> train_dataloader() {
+    ++epochs;
+    return data->loader();
+  }
+  State state_dict() const { return State("CountingData").set("epochs", epochs); }
+  void load_state_dict(const State& state) { epochs = state.get<std::int64_t>("epochs"); }
+};
+
+TEST(Trainer, ADataModulesStateIsInTheCheckpoint) {
+  const TemporaryFolder folder;
+  const Data data;
+  Options options = quiet(3);
+  options.reload_dataloaders_every_n_epochs = 1;
+  CountingData first{&data};
+  Trainer trainer{Net{}, CrossEntropy{}, SGD{}, none, Identity{}, callbacks(), options, barebones};
+  trainer.fit(first);
+  EXPECT_EQ(first.epochs, 3);
+  trainer.save(folder.path / "state.ckpt");
+  Trainer other{Net{}, CrossEntropy{}, SGD{}, none, Identity{}, callbacks(), options, barebones};
+  other.load(folder.path / "state.ckpt");
+  options.max_epochs = 5;
+  other.set_options(options);
+  CountingData second{&data};
+  other.fit(second);
+  EXPECT_EQ(second.epochs, 5);
+}
+
+struct TwoTargetsToValidate : Net {
+  static constexpr int n_val_targets = 2;
+};
+
+TEST(Trainer, NValTargetsSaysHowAnInferenceBatchIsSplit) {
+  const Data data;
+  auto train = data.loader();
+  TensorLoader val{{data.x, data.y, data.y}, {.batch_size = 5}};
+  const auto criterion = [](const at::Tensor& out, const at::Tensor& y, const auto&...) { return at::cross_entropy_loss(out, y); };
+  Trainer trainer{TwoTargetsToValidate{}, criterion, SGD{}, none, Identity{}, callbacks(WatchesTargets{}), quiet(), barebones};
+  trainer.fit(train, val);
+  EXPECT_TRUE(trainer.context().metrics().find("val/loss").has_value());
 }
 
 TEST(Trainer, ReadsTorchDataLoaders) {

@@ -8,14 +8,17 @@
 #include <fulmen/callbacks/progress_bar.hpp>
 #include <fulmen/criteria/criteria.hpp>
 #include <fulmen/data/batch.hpp>
+#include <fulmen/data/combined_loader.hpp>
 #include <fulmen/data/data_module.hpp>
 #include <fulmen/data/idx.hpp>
 #include <fulmen/data/loader.hpp>
 #include <fulmen/data/tensor_loader.hpp>
 #include <fulmen/freeze.hpp>
 #include <fulmen/loggers/csv.hpp>
+#include <fulmen/loop/result.hpp>
 #include <fulmen/metrics/accuracy.hpp>
 #include <fulmen/optim/adam.hpp>
+#include <fulmen/optim/param_groups.hpp>
 #include <fulmen/optim/parameters_of.hpp>
 #include <fulmen/optim/sgd.hpp>
 #include <fulmen/predict/predictor.hpp>

@@ -333,6 +333,9 @@ class Trainer {
         tell<hooks::setup>(data, ctx_);
         ctx_.template tell_all<hooks::setup>();
         ctx_.template tell_all<hooks::configure_model>();
+        if constexpr (requires(const State& state) { data.load_state_dict(state); }) {
+          if (stage == Stage::fit && ctx_.data_state()) data.load_state_dict(*ctx_.data_state());
+        }
         body();
         if (ctx_.interrupted()) {
           const std::runtime_error interruption("interrupted by Ctrl-C (SIGINT)");

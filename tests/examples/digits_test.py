@@ -107,6 +107,7 @@ class Digits(unittest.TestCase):
         (self.folder / "bad.ckpt").write_bytes(b"this is no checkpoint")
         self.error(["--load", "bad.ckpt"], "bad.ckpt")
         (self.folder / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0\0")
+        (self.folder / "train-labels-idx1-ubyte").write_bytes((DATA / "digits-labels-idx1-ubyte").read_bytes())
         self.error(["--data", self.folder], "train-images-idx3-ubyte")
 
     def test_a_run_folder_that_cannot_be_made_is_an_error(self):

@@ -30,8 +30,8 @@ TEST(MetricStore, TrainingBatchesLogOnStepByDefault) {
   MetricStore store;
   store.log("loss", 1.0, {}, {Phase::train, true, 4});
   store.log("loss", 2.0, {}, {Phase::train, true, 4});
-  EXPECT_EQ(as_map(store.take_step_metrics(Phase::train)), (std::map<std::string, double>{{"loss", 2.0}}));
-  EXPECT_TRUE(store.take_step_metrics(Phase::train).empty()) << "nothing new since the last call";
+  EXPECT_EQ(as_map(store.step_metrics(Phase::train)), (std::map<std::string, double>{{"loss", 2.0}}));
+  EXPECT_EQ(store.step_metrics(Phase::train).size(), 1u) << "repeated until the epoch ends";
   EXPECT_TRUE(store.end_epoch(Phase::train).empty());
 }
 
@@ -53,7 +53,7 @@ TEST(MetricStore, ForksWhereBothAreAsked) {
   const LogOptions both{.prog_bar = true, .on_step = true, .on_epoch = true};
   store.log("loss", 1.0, both, {Phase::train, true, 1});
   store.log("loss", 3.0, both, {Phase::train, true, 1});
-  EXPECT_EQ(as_map(store.take_step_metrics(Phase::train)), (std::map<std::string, double>{{"loss_step", 3.0}}));
+  EXPECT_EQ(as_map(store.step_metrics(Phase::train)), (std::map<std::string, double>{{"loss_step", 3.0}}));
   EXPECT_EQ(as_map(store.end_epoch(Phase::train)), (std::map<std::string, double>{{"loss_epoch", 2.0}}));
   EXPECT_EQ(as_map(store.callback_metrics()),
             (std::map<std::string, double>{{"loss", 2.0}, {"loss_step", 3.0}, {"loss_epoch", 2.0}}));
@@ -114,7 +114,7 @@ TEST(MetricStore, ManyNames) {
       store.log(runtime_name("name" + std::to_string(i)), i + round, {}, {Phase::train, true, 1});
     }
   }
-  const auto all = as_map(store.take_step_metrics(Phase::train));
+  const auto all = as_map(store.step_metrics(Phase::train));
   ASSERT_EQ(all.size(), 500u);
   EXPECT_EQ(all.at("name123"), 124);
 }

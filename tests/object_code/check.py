@@ -81,7 +81,7 @@ def of_callback(all_functions, callback):
 def equal(path, control):
     here = functions(path)
     plain = of_callback(here, "")
-    if not any("Trainer<" in name for name in plain) or not any("train_batch<" in name for name in plain):
+    if not all(any(function in name for name in plain) for function in ("train_epoch<", "train_batch<")):
         sys.exit(f"{path}: no training loop among {sorted(plain)}: is this the right object?")
     counting = of_callback(functions(control), "Counting")
     calls = [name for name, bodies in counting.items() if "Counting::on_train_batch_end" in "".join(bodies)]

@@ -2,6 +2,7 @@
 #include <fulmen/checkpoint/archive.hpp>
 #include <fulmen/optim/adam.hpp>
 #include <fulmen/optim/clip.hpp>
+#include <fulmen/optim/param_groups.hpp>
 #include <fulmen/optim/sgd.hpp>
 #include <fulmen/schedule/scheduler.hpp>
 
@@ -150,6 +151,47 @@ TEST(Optimizers, SayWhatDoesNotFitInAStateDict) {
   auto other = Adam{}.bind({{"w2", problem.t.at("w2")}, {"a", problem.t.at("w2")}, {"b", problem.t.at("w2")}, {"c", problem.t.at("w2")}});
   EXPECT_EQ(error_of([&] { other.load_state_dict(state); }),
             "optimizer state of parameter 'w2': exp_avg has shape [5, 4], expected [3, 5]");
+}
+
+TEST(ParamGroups, TakeTheirOwnOptionsAndPyTorchsLayout) {
+  const auto is_bias = [](std::string_view name) { return name.starts_with("b"); };
+  const auto policy = param_groups(AdamW{.lr = 0.01}, group(is_bias, AdamW{.lr = 0.1, .weight_decay = 0}));
+  static_assert(OptimizerPolicy<std::remove_const_t<decltype(policy)>>);
+  Problem together(at::kDouble), apart(at::kDouble);
+  auto optimizer = policy.bind(together.parameters());
+  auto weights = AdamW{.lr = 0.01}.bind({{"w1", apart.t.at("w1")}, {"w2", apart.t.at("w2")}});
+  auto biases = AdamW{.lr = 0.1, .weight_decay = 0}.bind({{"b1", apart.t.at("b1")}, {"b2", apart.t.at("b2")}});
+  ASSERT_EQ(optimizer.groups().size(), 2u);
+  for (int step = 0; step < 20; ++step) {
+    if (step == 10) {
+      auto other = policy.bind(together.parameters());
+      other.load_state_dict(State(optimizer.state_dict()));
+      optimizer = std::move(other);
+    }
+    if (step == 5) optimizer.groups()[1].lr = biases.groups()[0].lr = 0.05;
+    optimizer.zero_grad(), weights.zero_grad(), biases.zero_grad();
+    together.loss().backward(), apart.loss().backward();
+    optimizer.step(), weights.step(), biases.step();
+  }
+  for (const char* name : {"w1", "b1", "w2", "b2"}) EXPECT_TRUE(together.t.at(name).equal(apart.t.at(name))) << name;
+  const auto groups = State(optimizer.state_dict()).get<std::vector<State>>("param_groups");
+  EXPECT_EQ(groups[0].get<std::vector<std::int64_t>>("params"), (std::vector<std::int64_t>{0, 1}));
+  EXPECT_EQ(groups[1].get<std::vector<std::int64_t>>("params"), (std::vector<std::int64_t>{2, 3}));
+  EXPECT_EQ(groups[1].get<double>("lr"), 0.05);
+  EXPECT_EQ(error_of([&] { param_groups(SGD{}, group([](std::string_view) { return false; }, SGD{})).bind(apart.parameters()); }),
+            "param_groups: group 1 matches no parameter");
+}
+
+TEST(Schedulers, ReduceLROnPlateau) {
+  ReduceLROnPlateau scheduler{.factor = 0.5, .patience = 1, .cooldown = 1, .min_lr = 0.2};
+  std::vector<ParamGroup> groups{{1.0, 1.0, {}}};
+  std::vector<double> found;
+  for (const double metric : {3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0}) {
+    scheduler.step(metric, groups);
+    found.push_back(groups[0].lr);
+  }
+  // PyTorch 2.15 with the same arguments.
+  EXPECT_EQ(found, (std::vector<double>{1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25}));
 }
 
 TEST(Clip, ByNormAndByValue) {

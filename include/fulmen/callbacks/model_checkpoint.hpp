@@ -33,9 +33,7 @@ struct ModelCheckpoint {
     if (monitor.empty()) return;
     const std::optional<double> value = ctx.metrics().find(monitor);
     if (!value) {
-      std::string known;
-      for (const Metric& metric : ctx.metrics().callback_metrics()) (known += known.empty() ? "" : ", ") += metric.name;
-      fail("ModelCheckpoint: '{}' was not logged; there is: {}", monitor, known.empty() ? "nothing" : known);
+      fail("ModelCheckpoint: '{}' was not logged; there is: {}", monitor, ctx.metrics().callback_metrics().names());
     }
     if (std::isnan(best_) || (mode == Mode::min ? *value < best_ : *value > best_)) {
       best_ = *value;

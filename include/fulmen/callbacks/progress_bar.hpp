@@ -66,10 +66,11 @@ class ProgressBar {
   }
 
   /// Fetched only when a line is drawn: reading a value may wait for the device.
-  static std::vector<terminal::Field> fields(Context& ctx) {
-    std::vector<terminal::Field> out;
-    for (const Metric& metric : ctx.metrics().progress_bar_metrics(ctx.phase())) out.push_back({metric.name, metric.value});
-    return out;
+  const std::vector<terminal::Field>& fields(Context& ctx) {
+    metrics_ = ctx.metrics().progress_bar_metrics(ctx.phase());
+    fields_.clear();
+    for (const Metric& metric : metrics_) fields_.push_back({metric.name, metric.value});
+    return fields_;
   }
 
   void print_results(Context& ctx, const char* title) {
@@ -77,7 +78,7 @@ class ProgressBar {
     const Metrics results = ctx.metrics().results(ctx.phase());
     if (results.empty()) return;
     terminal::Table table({{title, terminal::Align::left, terminal::Style::cyan}, {"Value", terminal::Align::right}});
-    for (const Metric& metric : results) table.add_row({std::string(metric.name), fmt::format("{:.6g}", metric.value)});
+    for (const Metric& metric : results) table.add_row({metric.name, fmt::format("{:.6g}", metric.value)});
     std::fputs(table.render(terminal::detect(out_)).c_str(), out_);
     std::fflush(out_);
   }
@@ -85,6 +86,8 @@ class ProgressBar {
   double refresh_hz_;
   std::FILE* out_;
   std::optional<terminal::Bar> bar_;
+  Metrics metrics_;                      // what fields_ refers to
+  std::vector<terminal::Field> fields_;
 };
 
 }  // namespace fulmen

@@ -62,6 +62,7 @@ State collect_checkpoint(Ctx& ctx) {
       },
       ctx.callbacks());
   all.set("callbacks", callbacks);
+  if (ctx.data_state()) all.set("datamodule", *ctx.data_state());
   all.set("rng_state", generator_state());
   ctx.template tell_all<hooks::on_save_checkpoint>(all);
   return all;
@@ -100,6 +101,7 @@ void restore_checkpoint(Ctx& ctx, const State& all) {
             ...);
       },
       ctx.callbacks());
+  if (all.contains("datamodule")) ctx.data_state() = all.get<State>("datamodule");
   const at::Tensor rng = all.get<at::Tensor>("rng_state");
   LoopAccess::global_step(ctx) = all.get<std::int64_t>("global_step");
   LoopAccess::epoch(ctx) = all.get<std::int64_t>("epochs_completed");

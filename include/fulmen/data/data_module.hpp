@@ -35,6 +35,16 @@ class LoaderOf {
   {
     return loader_->size();
   }
+  bool shuffles() const
+    requires requires(const L& l) { l.shuffles(); }
+  {
+    return loader_->shuffles();
+  }
+  void shuffle(bool on)
+    requires requires(L& l) { l.shuffle(true); }
+  {
+    loader_->shuffle(on);
+  }
   D& data_module() const { return *data_; }
 
  private:
@@ -47,6 +57,7 @@ template <class L>
 struct GivenLoader {
   L& given;
   L& loader(std::int64_t /*epoch*/) { return given; }
+  void note_state(auto& /*ctx*/) {}
 };
 
 /// Where it comes from if a data module makes it: made at first use, and anew every `reload_every` epochs (0: never).
@@ -72,6 +83,11 @@ class LoaderFromData {
       loader_.emplace(static_cast<L&>(loader_of(argument, "a data module")), *data_);
     }
     return *loader_;
+  }
+
+  /// Leaves the data module's state with the context, for whoever saves a checkpoint next.
+  void note_state(auto& ctx) {
+    if constexpr (requires { data_->state_dict(); }) ctx.data_state() = State(data_->state_dict());
   }
 
  private:

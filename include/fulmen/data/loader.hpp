@@ -16,7 +16,8 @@
 namespace fulmen {
 
 /// Anything a range-for loop can walk, each item a batch. With a `size()` (the number of batches) the loop can show how
-/// far it is and take fractions of it.
+/// far it is and take fractions of it. Without one, the loop looks for the next item before it trains on this one, to know
+/// which is the last: a loader that plays a game with the module does so in operator*, not in ++.
 template <class L>
 concept Loader = requires(L& loader) {
   { loader.begin() != loader.end() } -> std::convertible_to<bool>;
@@ -74,6 +75,34 @@ std::optional<std::int64_t> loader_size(const L& loader) {
     return std::nullopt;
   }
 }
+
+/// Keeps a loader that can be told so from shuffling while this lives (Options::overfit_batches).
+template <class L>
+class Unshuffled {
+  static constexpr bool can = requires(L& loader) {
+    { loader.shuffles() } -> std::convertible_to<bool>;
+    loader.shuffle(false);
+  };
+
+ public:
+  Unshuffled(L& loader, [[maybe_unused]] bool wanted) : loader_(loader) {
+    if constexpr (can) {
+      stopped_ = wanted && loader_.shuffles();
+      if (stopped_) loader_.shuffle(false);
+    }
+  }
+  ~Unshuffled() {
+    if constexpr (can) {
+      if (stopped_) loader_.shuffle(true);
+    }
+  }
+  Unshuffled(const Unshuffled&) = delete;
+  Unshuffled& operator=(const Unshuffled&) = delete;
+
+ private:
+  [[maybe_unused]] L& loader_;
+  bool stopped_ = false;
+};
 
 template <class L>
 using BatchOf = std::remove_cvref_t<decltype(*std::declval<L&>().begin())>;

@@ -68,6 +68,7 @@ class TensorLoader {
     using pointer = void;
     using reference = value_type;
 
+    Iterator() = default;
     Iterator(const TensorLoader* loader, std::int64_t i) : loader_(loader), i_(i) {}
     value_type operator*() const { return loader_->batch(i_); }
     Iterator& operator++() {
@@ -78,8 +79,8 @@ class TensorLoader {
     bool operator==(const Iterator& other) const { return i_ == other.i_; }
 
    private:
-    const TensorLoader* loader_;
-    std::int64_t i_;
+    const TensorLoader* loader_ = nullptr;
+    std::int64_t i_ = 0;
   };
 
   /// Begins an epoch: draws its order if the loader shuffles. So only one walk at a time.
@@ -91,6 +92,8 @@ class TensorLoader {
       order_ = at::randperm(samples(), at::make_generator<at::CPUGeneratorImpl>(static_cast<std::uint64_t>(seed)),
                             at::TensorOptions(at::kLong));
       if (!tensors_[0].is_cpu()) order_ = order_.to(tensors_[0].device());
+    } else {
+      order_ = at::Tensor();
     }
     return {this, 0};
   }
@@ -102,6 +105,10 @@ class TensorLoader {
                               : (samples() + options_.batch_size - 1) / options_.batch_size;
   }
   std::int64_t samples() const { return tensors_[0].size(0); }
+
+  bool shuffles() const { return options_.shuffle; }
+  /// From the next epoch on.
+  void shuffle(bool on) { options_.shuffle = on; }
 
  private:
   template <class F>

@@ -60,6 +60,12 @@ class Context {
   void log(LogName name, const at::Tensor& value, const LogOptions& options = {}) {
     metrics_.log(name, value, options, log_place());
   }
+  /// Logs a metric object (metrics/accuracy.hpp), fed elsewhere: its compute() is the epoch's value, and it is reset() after
+  /// the epoch's last hook. The object must live until then; it has no value for a step.
+  template <detail::HasEpochValue M>
+  void log(LogName name, M& metric, const LogOptions& options = {}) {
+    metrics_.log_object(name, metric, options, log_place());
+  }
   /// Several values with one set of options: `ctx.log_dict({{"a", x}, {"b", y}}, {.prog_bar = true})`.
   void log_dict(std::initializer_list<LogEntry> entries, const LogOptions& options = {}) {
     for (const LogEntry& entry : entries) {
@@ -102,6 +108,11 @@ class Context {
     validate(options);
     if (!options.overfit_batches.is_zero()) {
       options.limit_train_batches = options.limit_val_batches = options.overfit_batches;
+    }
+    if (options.fast_dev_run > 0) {
+      // A look at everything once: validation must not wait for an epoch or a batch that never comes.
+      options.check_val_every_n_epoch = 1;
+      options.val_check_interval = {};
     }
     accumulate_ = options.accumulate_grad_batches;
     options_ = std::move(options);

@@ -228,9 +228,10 @@ auto evaluation_step(Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
 }
 
 /// All batches of one loader. @return how many
-template <class E, class Ctx, class L, class Use>
-std::int64_t evaluate_loader(Ctx& ctx, L& loader, std::optional<std::int64_t> limit, Use&& use) {
+template <class E, class Ctx, class L, class Predictions, class Use>
+std::int64_t evaluate_loader(Ctx& ctx, L& loader, std::optional<std::int64_t> limit, Predictions& predictions, Use&& use) {
   LoopAccess::num_batches(ctx) = limit;
+  const Unshuffled unshuffled(loader, ctx.stage() == Stage::fit && !ctx.options().overfit_batches.is_zero());
   std::int64_t batch_idx = 0, dataloader_idx = ctx.dataloader_idx();
   for (auto&& item : loader) {
     auto batch = std::forward<decltype(item)>(item);
@@ -247,10 +248,12 @@ std::int64_t evaluate_loader(Ctx& ctx, L& loader, std::optional<std::int64_t> li
       ctx.template tell_all<typename E::BatchEnd>(nothing, batch, batch_idx, dataloader_idx);
     } else {
       auto outputs = evaluation_step<E>(ctx, batch, batch_idx);
+      take_result(ctx, outputs, predictions);
       ctx.template tell_all<typename E::BatchEnd>(outputs, batch, batch_idx, dataloader_idx);
       use(std::move(outputs));
     }
     LoopAccess::in_batch(ctx) = false;
+    ctx.log_evaluation_step();
     ++batch_idx;
     if (interrupted(ctx) || (limit && batch_idx >= *limit)) break;
   }
@@ -294,24 +297,31 @@ void evaluation_pass(Ctx& ctx, L& loaders, LimitOf&& limit_of, Phase phase, Use&
   ctx.template tell_all<typename E::Start>();
   if constexpr (!LoaderTuple<L>) LoopAccess::num_batches(ctx) = limit_of(loaders);
   ctx.template tell_all<typename E::EpochStart>();
+  using FirstOutputs = decltype(evaluation_step<E>(ctx, std::declval<FirstBatchOf<L>&>(), 0));
+  typename PredictionsOf<std::remove_cvref_t<FirstOutputs>>::type predictions;
   if constexpr (requires { typename E::Outputs; }) {
     if constexpr (answers<typename E::Outputs, typename Ctx::Module>) {
       // Only here are outputs kept: the module takes them all at the end.
       static_assert(!LoaderTuple<L>, "fulmen: an …_epoch_end(outputs) takes the outputs of one loader");
       using Batch = BatchOf<L>;
       std::vector<std::remove_cvref_t<decltype(evaluation_step<E>(ctx, std::declval<Batch&>(), 0))>> all;
-      evaluate_loader<E>(ctx, loaders, limit_of(loaders), [&](auto&& outputs) { all.push_back(std::move(outputs)); });
+      evaluate_loader<E>(ctx, loaders, limit_of(loaders), predictions,
+                         [&](auto&& outputs) { all.push_back(std::move(outputs)); });
       if (!ctx.interrupted()) call_outputs<typename E::Outputs>(ctx.module(), ctx, all);
     } else {
-      each_loader(ctx, loaders, [&](auto& loader) { evaluate_loader<E>(ctx, loader, limit_of(loader), use); });
+      each_loader(ctx, loaders, [&](auto& loader) { evaluate_loader<E>(ctx, loader, limit_of(loader), predictions, use); });
     }
   } else {
-    each_loader(ctx, loaders, [&](auto& loader) { evaluate_loader<E>(ctx, loader, limit_of(loader), use); });
+    each_loader(ctx, loaders, [&](auto& loader) { evaluate_loader<E>(ctx, loader, limit_of(loader), predictions, use); });
   }
   if (!ctx.interrupted()) {
+    // Reduced before the hook, so that callbacks can read the epoch's values, and after it, for what is logged there.
+    Metrics results = ctx.metrics().end_epoch(phase, /*last=*/false);
     ctx.template tell_all<typename E::EpochEnd>();
-    const Metrics results = ctx.metrics().end_epoch(phase);
+    const Metrics late = ctx.metrics().end_epoch(phase);
+    results.insert(results.end(), late.begin(), late.end());
     if (phase != Phase::sanity_check) ctx.log_metrics(results);
+    if constexpr (requires { predictions.write(ctx); }) predictions.write(ctx);
     ctx.template tell_all<typename E::End>();
   }
   eval.leave();

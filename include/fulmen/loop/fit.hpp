@@ -84,6 +84,8 @@ BatchResult train_batch(Ctx& ctx, Batch& batch, std::int64_t batch_idx, bool las
       end(nothing);
     } else {
       auto outputs = training_step(ctx, batch, batch_idx);
+      None nothing;
+      take_result(ctx, outputs, nothing);
       end(outputs);
       use(outputs);
     }
@@ -96,6 +98,8 @@ BatchResult train_batch(Ctx& ctx, Batch& batch, std::int64_t batch_idx, bool las
     std::optional<Outputs> outputs;
     const auto gradients = [&]() -> at::Tensor {
       outputs.emplace(training_step(ctx, batch, batch_idx));
+      None nothing;
+      take_result(ctx, *outputs, nothing);
       at::Tensor loss = loss_in(*outputs);
       if (first_of_step) {
         ctx.template tell_all<hooks::on_before_zero_grad>(optimizer);
@@ -218,11 +222,12 @@ void train_epoch(Ctx& ctx, Source& source, Val& val, const std::optional<std::ch
   const Options& o = ctx.options();
   using M = typename Ctx::Module;
   auto& train = source.loader(ctx.epoch());
+  const Unshuffled unshuffled(train, !o.overfit_batches.is_zero());
   const auto limit = batch_limit(ctx, o.limit_train_batches, loader_size(train), "limit_train_batches");
   LoopAccess::num_batches(ctx) = limit;
-  const auto interval = validation_interval(o, limit);
+  const bool may_validate = !is_none<Val> && !o.limit_val_batches.is_zero();
+  const auto interval = may_validate ? validation_interval(o, limit) : std::nullopt;
   const bool validates_this_epoch = !is_none<Val> && validates(o, ctx.epoch());
-  ctx.metrics().begin_epoch(Phase::train);
   ctx.template tell_all<hooks::on_train_epoch_start>();
 
   constexpr bool keeps_outputs = answers<hooks::training_epoch_end, M>;
@@ -258,7 +263,7 @@ void train_epoch(Ctx& ctx, Source& source, Val& val, const std::optional<std::ch
     LoopAccess::by_step(ctx) = false;
     const bool stepped = result == BatchResult::stepped;
     if (stepped && ++LoopAccess::logged_steps(ctx) % o.log_every_n_steps == 0) {
-      ctx.log_metrics(ctx.metrics().take_step_metrics(Phase::train));
+      ctx.log_metrics(ctx.metrics().step_metrics(Phase::train));
     }
     ++batch_idx;
     ++LoopAccess::total_batches(ctx);
@@ -276,12 +281,13 @@ void train_epoch(Ctx& ctx, Source& source, Val& val, const std::optional<std::ch
     if (last || training_done(ctx)) break;
     if (limit) ++it;
   }
+  source.note_state(ctx);
   if (ctx.interrupted()) return;
   if (batch_idx == 0) fail<std::invalid_argument>("fit: the training loader is empty, expected at least one batch");
   if constexpr (keeps_outputs) call_outputs<hooks::training_epoch_end>(ctx.module(), ctx, all);
   LoopAccess::epoch_over(ctx) = true;
   // Reduced before the hook, so that callbacks can read the epoch's values, and after it, for what is logged there.
-  Metrics results = ctx.metrics().end_epoch(Phase::train);
+  Metrics results = ctx.metrics().end_epoch(Phase::train, /*last=*/false);
   ctx.template tell_all<hooks::on_train_epoch_end>();
   const Metrics late = ctx.metrics().end_epoch(Phase::train);
   results.insert(results.end(), late.begin(), late.end());
@@ -296,7 +302,7 @@ void fit(Ctx& ctx, Train& train, Val& val) {
   ctx.bind();
   ctx.template tell_all<hooks::on_fit_start>();
   const std::int64_t max_epochs = o.fast_dev_run > 0 ? ctx.epoch() + 1 : o.max_epochs;
-  LoopAccess::should_stop(ctx) = false;
+  LoopAccess::should_stop(ctx) = LoopAccess::epoch_over(ctx) = false;
   if constexpr (!is_none<Val>) {
     if (o.num_sanity_val_steps != 0 && o.fast_dev_run == 0 && !o.limit_val_batches.is_zero() && ctx.global_step() == 0) {
       const IsolatedGenerator isolated;
@@ -330,9 +336,11 @@ void fit(Ctx& ctx, Train& train, Val& val) {
       deadline = std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::steady_clock::duration>(o.max_time);
     }
     const PhaseScope scope(ctx, Phase::train);
+    ctx.metrics().begin_epoch(Phase::train);  // before on_train_start, whose values are the first epoch's
     ctx.template tell_all<hooks::on_train_start>();
     while (more()) {
       train_epoch(ctx, train, val, deadline);
+      ctx.metrics().begin_epoch(Phase::train);
       if (std::exchange(LoopAccess::epoch_over(ctx), false)) ++LoopAccess::epoch(ctx);
     }
     if (!ctx.interrupted()) ctx.template tell_all<hooks::on_train_end>();

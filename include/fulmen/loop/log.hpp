@@ -53,6 +53,13 @@ namespace detail {
 /// Text that is not a literal.
 template <class T>
 concept RuntimeText = std::convertible_to<T, std::string_view> && !std::is_array_v<std::remove_reference_t<T>>;
+
+/// An object that has a value for an epoch, as MetricWithState has.
+template <class T>
+concept HasEpochValue = requires(T& metric) {
+  { metric.compute() } -> std::convertible_to<double>;
+  metric.reset();
+};
 }  // namespace detail
 
 /// How the values of an epoch become one.
@@ -66,6 +73,7 @@ struct LogOptions {
   std::optional<bool> on_epoch{};
   Reduce reduce = Reduce::mean;
   std::int64_t batch_size = 0;  ///< the weight of this value in the epoch's mean; 0: the batch's own size
+  bool add_dataloader_idx = true;  ///< with several loaders, name/dataloader_idx_N; false: one value for all of them
 };
 
 /// One of the values of log_dict.
@@ -88,10 +96,35 @@ struct LogPlace {
 
 /// A value that can be read: what loggers, progress bars and callbacks get to see.
 struct Metric {
-  std::string_view name;
+  std::string name;  // its own, so that results outlive the run that gave them
   double value;
+
+  Metric(std::string_view n, double v) : name(n), value(v) {}
 };
-using Metrics = std::vector<Metric>;
+
+/// Values in the order of logging, found by name: `trainer.test(loader).at("test/accuracy")`.
+class Metrics : public std::vector<Metric> {
+ public:
+  using std::vector<Metric>::vector;
+
+  std::optional<double> find(std::string_view name) const {
+    for (const Metric& metric : *this) {
+      if (metric.name == name) return metric.value;
+    }
+    return std::nullopt;
+  }
+  /// @throws std::out_of_range naming the values there are.
+  double at(std::string_view name) const {
+    if (const std::optional<double> found = find(name)) return *found;
+    fail<std::out_of_range>("there is no value '{}'; there is: {}", name, names());
+  }
+  /// All names in a line, for messages.
+  std::string names() const {
+    std::string out;
+    for (const Metric& metric : *this) (out += out.empty() ? "" : ", ") += metric.name;
+    return out.empty() ? "nothing" : out;
+  }
+};
 
 namespace detail {
 
@@ -144,6 +177,7 @@ class MetricStore {
   void log(LogName name, double value, const LogOptions& options, const LogPlace& place) {
     Slot& slot = slot_for(name, options, place);
     slot.last = value;
+    slot.step_time = clock_;
     if (slot.on_epoch) accumulate(slot, value, weight_of(options, place.weight));
     slot.fresh_step = slot.fresh_epoch = true;
     slot.last_on_device = false;
@@ -165,6 +199,7 @@ class MetricStore {
     Slot& slot = slot_for(name, options, place);
     slot.last_tensor = value.detach();
     slot.last_on_device = true;
+    slot.step_time = clock_;
     if (slot.on_epoch) {
       const double w = weight_of(options, place.weight);
       slot.device.add(value, w, slot.reduce);
@@ -173,8 +208,24 @@ class MetricStore {
     slot.fresh_step = slot.fresh_epoch = true;
   }
 
+  /// A metric object: computed when the epoch ends, and reset after the hooks at its end. Until then the object must live.
+  template <detail::HasEpochValue M>
+  void log_object(LogName name, M& metric, LogOptions options, const LogPlace& place) {
+    if (options.on_step.value_or(false) || !options.on_epoch.value_or(true)) {
+      fail<std::invalid_argument>("log(\"{}\", metric): a metric object has a value at the epoch's end only; leave out "
+                                  "on_step and on_epoch, or log a number", name.text());
+    }
+    options.on_step = false, options.on_epoch = true;
+    Slot& slot = slot_for(name, options, place);
+    slot.object = &metric;
+    slot.compute = [](void* object) { return static_cast<double>(static_cast<M*>(object)->compute()); };
+    slot.reset_object = [](void* object) { static_cast<M*>(object)->reset(); };
+    slot.fresh_epoch = true;
+  }
+
   /// Forgets what a phase has accumulated. The values of its last run can still be found by name.
   void begin_epoch(Phase phase) {
+    ++clock_;
     for (Slot& slot : slots_) {
       if (slot.phase == phase) slot.reset();
     }
@@ -187,59 +238,92 @@ class MetricStore {
     for (std::size_t i = 0; i < slots_.size(); ++i) enter(i);
   }
 
-  /// The values that training batches logged since the last call, for the loggers.
-  Metrics take_step_metrics(Phase phase) {
+  /// The values that batches logged on_step, for the loggers. One that was not logged by the last batch is repeated until
+  /// the epoch ends, as Lightning does.
+  /// @param dataloader of which loader among several of the phase; see LogPlace
+  Metrics step_metrics(Phase phase, std::int64_t dataloader = -1) {
     Metrics out;
     for (Slot& slot : slots_) {
       if (slot.phase != phase || !slot.on_step || !slot.logger || !slot.fresh_step) continue;
-      slot.fresh_step = false;
-      out.push_back({slot.step_name(), slot.read_last()});
+      if (slot.dataloader == dataloader || slot.dataloader < 0) out.push_back({slot.step_name(), slot.read_last()});
     }
     return out;
   }
 
-  /// Reduces what a phase logged on_epoch, makes it readable by name, and returns it.
-  /// @param for_logger only what goes to the loggers
-  Metrics end_epoch(Phase phase) {
+  /// Reduces what a phase logged on_epoch since the last call, makes it readable by name, and returns what goes to the
+  /// loggers.
+  /// @param last no more hooks of the epoch's end follow: metric objects are reset
+  Metrics end_epoch(Phase phase, bool last = true) {
     Metrics out;
     for (Slot& slot : slots_) {
-      if (slot.phase != phase || !slot.on_epoch || !slot.fresh_epoch) continue;
-      slot.epoch_value = slot.read_epoch();
-      slot.has_epoch_value = true;
-      slot.fresh_epoch = false;
-      if (slot.logger) out.push_back({slot.epoch_name(), slot.epoch_value});
+      if (slot.phase != phase || !slot.on_epoch) continue;
+      if (slot.fresh_epoch) {
+        slot.epoch_value = slot.read_epoch();
+        slot.epoch_time = clock_;
+        slot.has_epoch_value = true;
+        slot.fresh_epoch = false;
+        if (slot.logger) out.push_back({slot.epoch_name(), slot.epoch_value});
+      }
+      if (last && slot.object != nullptr) {
+        slot.reset_object(slot.object);
+        slot.object = nullptr;
+      }
     }
+    ++clock_;
     return out;
   }
 
   /// Values marked prog_bar: the running one of a training batch, the finished one of anything else.
-  Metrics progress_bar_metrics() { return collect(/*prog_bar_only=*/true); }
+  Metrics progress_bar_metrics() { return collect(&Slot::prog_bar); }
   /// The same for one phase; of an epoch that still runs, the value so far.
   Metrics progress_bar_metrics(Phase phase) {
     Metrics out;
+    Times times;
     for (Slot& slot : slots_) {
       if (!slot.prog_bar) continue;
       if (slot.phase == phase && slot.on_epoch && !slot.on_step && slot.fresh_epoch) {
         out.push_back({slot.name, slot.read_epoch()});
       } else if (slot.phase == phase || phase == Phase::train) {
-        slot.append_to(out);
+        show_both(out, times, slot);
       }
     }
     return out;
   }
 
-  /// Everything that has a value now: what callbacks monitor. Names with a fork appear as name_step and name_epoch, too.
-  Metrics callback_metrics() { return collect(/*prog_bar_only=*/false); }
+  /// What callbacks monitor, as Lightning has it: of a value logged both ways name_step, name_epoch and the newer of the
+  /// two as name. An evaluation's values are here once it has ended, its steps' values never.
+  Metrics callback_metrics() {
+    Metrics out;
+    Times times;
+    for (Slot& slot : slots_) {
+      const bool training = slot.phase == Phase::train, step = training && slot.has_step();
+      if (step) show(out, times, slot, slot.step_name(), true);
+      if (slot.has_epoch_value) show(out, times, slot, slot.epoch_name(), false);
+      if (slot.forks() && (step || slot.has_epoch_value)) show(out, times, slot, slot.name, step && slot.step_is_newer());
+    }
+    return out;
+  }
 
-  /// The current value of a name (`loss`, or `loss_step`/`loss_epoch` where it was logged both ways).
+  /// What goes to the loggers, the last value of each name.
+  Metrics logged_metrics() { return collect(&Slot::logger); }
+
+  /// The current value of a name (`loss`, or `loss_step`/`loss_epoch` where it was logged both ways). Where training and
+  /// an evaluation use one name, the newer.
   std::optional<double> find(std::string_view name) {
     std::optional<double> found;
+    std::uint64_t newest = 0;
+    const auto take = [&](Slot& slot, bool step) {
+      const std::uint64_t time = step ? slot.step_time : slot.epoch_time;
+      if (found && time < newest) return;
+      found = step ? slot.read_last() : slot.epoch_value;
+      newest = time;
+    };
     for (Slot& slot : slots_) {
-      if (name == slot.name || (slot.on_step && slot.on_epoch && (name == slot.names[0] || name == slot.names[1]))) {
-        const bool want_step = slot.on_step && (!slot.has_epoch_value || (slot.on_epoch && name == slot.names[0]));
-        if (want_step && slot.has_last()) found = slot.read_last();
-        if (!want_step && slot.has_epoch_value) found = slot.epoch_value;
-      }
+      if (slot.has_step() && name == slot.step_name()) take(slot, true);
+      if (slot.has_epoch_value && name == slot.epoch_name()) take(slot, false);
+      if (!slot.forks() || name != slot.name) continue;
+      const bool step = slot.phase == Phase::train && slot.has_step() && slot.step_is_newer();
+      if (step || slot.has_epoch_value) take(slot, step);
     }
     return found;
   }
@@ -259,22 +343,27 @@ class MetricStore {
     std::string name;
     std::size_t name_size;   // of the name as it was logged, without the loader's index
     std::string names[2];  // name_step, name_epoch; empty where there is no fork
+    std::int64_t dataloader;
     Phase phase;
     Reduce reduce;
     bool on_step, on_epoch, prog_bar, logger;
-    bool fresh_step = false, fresh_epoch = false, has_epoch_value = false, last_on_device = false;
+    bool fresh_step = false;  // logged in this epoch
+    bool fresh_epoch = false, has_epoch_value = false, last_on_device = false;
+    bool shared = false;      // another phase has a slot of this name
+    std::uint64_t step_time = 0, epoch_time = 0;
     double last = std::numeric_limits<double>::quiet_NaN(), epoch_value = last;
     double accumulated = 0, weight = 0;
     at::Tensor last_tensor;
     detail::DeviceValues device;
+    void* object = nullptr;  // a metric logged as such, until the epoch ends
+    double (*compute)(void*) = nullptr;
+    void (*reset_object)(void*) = nullptr;
 
     std::string_view step_name() const { return on_epoch ? names[0] : name; }
     std::string_view epoch_name() const { return on_step ? names[1] : name; }
-    bool has_last() const { return last_on_device || last == last || fresh_step; }
-    void append_to(Metrics& out) {
-      if (on_step && has_last()) out.push_back({step_name(), read_last()});
-      if (on_epoch && has_epoch_value) out.push_back({epoch_name(), epoch_value});
-    }
+    bool forks() const { return on_step && on_epoch; }
+    bool has_step() const { return on_step && step_time > 0; }
+    bool step_is_newer() const { return !has_epoch_value || step_time > epoch_time; }
     double read_last() {
       if (last_on_device) {
         last = detail::read_scalar(last_tensor);
@@ -283,6 +372,7 @@ class MetricStore {
       return last;
     }
     double read_epoch() {
+      if (object != nullptr) return compute(object);
       if (!device.empty()) {
         const double value = device.read(reduce);
         device.clear();
@@ -299,6 +389,7 @@ class MetricStore {
                     : reduce == Reduce::max ? -std::numeric_limits<double>::infinity()
                                             : 0;
       device.clear();
+      object = nullptr;
     }
   };
 
@@ -318,8 +409,12 @@ class MetricStore {
     }
   }
 
+  static std::int64_t loader_of(const LogOptions& options, const LogPlace& place) {
+    return options.add_dataloader_idx ? place.dataloader : -1;
+  }
+
   Slot& slot_for(LogName name, const LogOptions& options, const LogPlace& place) {
-    const std::uint64_t where = static_cast<std::uint64_t>(place.phase) + 16 * static_cast<std::uint64_t>(place.dataloader + 1);
+    const std::uint64_t where = static_cast<std::uint64_t>(place.phase) + 16 * static_cast<std::uint64_t>(loader_of(options, place) + 1);
     const std::uint64_t key = name.hash() + where * 0x9e3779b97f4a7c15u;
     const std::size_t mask = index_.size() - 1;
     for (std::size_t at = key & mask; !index_.empty(); at = (at + 1) & mask) {
@@ -335,6 +430,14 @@ class MetricStore {
                                             const LogPlace& place) {
     const bool on_step = options.on_step.value_or(place.by_step), on_epoch = options.on_epoch.value_or(!place.by_step);
     if (name.text().empty()) fail<std::invalid_argument>("log(\"\"): expected a name");
+    // No slot is ever made here, so that the steps' own look-ups need not ask.
+    if (place.phase == Phase::idle || place.phase == Phase::predict) {
+      fail<std::logic_error>("log(\"{}\") was called {}: values are logged in the steps and hooks of training, validation "
+                             "and test, from on_…_start to on_…_epoch_end", name.text(),
+                             place.phase == Phase::predict ? "while predict runs"
+                                                           : "outside of an epoch (in setup, on_fit_start, on_fit_end, "
+                                                             "teardown or the like)");
+    }
     if (!on_step && !on_epoch) {
       fail<std::invalid_argument>("log(\"{}\"): neither on_step nor on_epoch, so the value would never be read",
                                   name.text());
@@ -343,15 +446,20 @@ class MetricStore {
     slot.key = key;
     slot.name = name.text();
     slot.name_size = slot.name.size();
-    if (place.dataloader >= 0) slot.name += "/dataloader_idx_" + std::to_string(place.dataloader);
+    slot.dataloader = loader_of(options, place);
+    const std::string loader = slot.dataloader < 0 ? "" : "/dataloader_idx_" + std::to_string(slot.dataloader);
+    if (on_step && on_epoch) slot.names[0] = slot.name + "_step" + loader, slot.names[1] = slot.name + "_epoch" + loader;
+    slot.name += loader;
     slot.phase = place.phase;
     slot.reduce = options.reduce;
     slot.on_step = on_step;
     slot.on_epoch = on_epoch;
     slot.prog_bar = options.prog_bar;
     slot.logger = options.logger;
-    if (on_step && on_epoch) slot.names[0] = slot.name + "_step", slot.names[1] = slot.name + "_epoch";
     slot.reset();
+    for (Slot& other : slots_) {
+      if (other.name == slot.name) other.shared = slot.shared = true;
+    }
     slots_.push_back(std::move(slot));
     if (slots_.size() * 2 > index_.size()) {
       index_.assign(std::max<std::size_t>(32, index_.size() * 2), -1);
@@ -369,18 +477,37 @@ class MetricStore {
     index_[at] = static_cast<std::int32_t>(i);
   }
 
-  Metrics collect(bool prog_bar_only) {
+  using Times = std::vector<std::uint64_t>;
+
+  /// Adds a slot's step or epoch value. Of a name that several phases use, the newer value stays.
+  void show(Metrics& out, Times& times, Slot& slot, std::string_view name, bool step) {
+    const std::uint64_t time = step ? slot.step_time : slot.epoch_time;
+    if (slot.shared) {
+      for (std::size_t i = 0; i < out.size(); ++i) {
+        if (out[i].name != name) continue;
+        if (time >= times[i]) out[i] = {name, step ? slot.read_last() : slot.epoch_value}, times[i] = time;
+        return;
+      }
+    }
+    out.push_back({name, step ? slot.read_last() : slot.epoch_value});
+    times.push_back(time);
+  }
+  void show_both(Metrics& out, Times& times, Slot& slot) {
+    if (slot.has_step()) show(out, times, slot, slot.step_name(), true);
+    if (slot.has_epoch_value) show(out, times, slot, slot.epoch_name(), false);
+  }
+
+  Metrics collect(bool Slot::*wanted) {
     Metrics out;
+    Times times;
     for (Slot& slot : slots_) {
-      if (prog_bar_only && !slot.prog_bar) continue;
-      const bool fork = slot.on_step && slot.on_epoch;
-      slot.append_to(out);
-      if (fork && !prog_bar_only) out.push_back({slot.name, slot.has_epoch_value ? slot.epoch_value : slot.read_last()});
+      if (slot.*wanted) show_both(out, times, slot);
     }
     return out;
   }
 
   std::vector<Slot> slots_;
+  std::uint64_t clock_ = 1;  // grows where epochs begin and end: tells which of two values is the newer
   std::vector<std::int32_t> index_;  // open addressing, a power of two in size
 };
 

@@ -68,7 +68,8 @@ struct Options {
   std::int64_t num_sanity_val_steps = 2;  ///< -1: the whole validation loader
   std::int64_t check_val_every_n_epoch = 1;  ///< 0: val_check_interval counts batches across epochs
   Limit val_check_interval{};  ///< validate every so many batches: a count, or a fraction of the epoch; default: at its end
-  Limit overfit_batches = 0;   ///< train and validate on these batches only: the same ones if the loader does not shuffle
+  Limit overfit_batches = 0;   ///< train and validate on these batches of their loaders only; no shuffling, where a loader
+                               ///< has shuffles() and shuffle(bool), as a TensorLoader has; others have to be in order
   std::int64_t reload_dataloaders_every_n_epochs = 0;  ///< ask the data module anew for its loaders; 0: once
   std::int64_t accumulate_grad_batches = 1;
   double gradient_clip_val = 0;  ///< 0: no clipping

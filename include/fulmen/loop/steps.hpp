@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fulmen/data/batch.hpp>
+#include <fulmen/loop/context.hpp>
 #include <fulmen/loop/hooks.hpp>
 #include <fulmen/none.hpp>
 #include <fulmen/predict/predictor.hpp>
@@ -64,10 +65,14 @@ decltype(auto) call_outputs(M& module, Ctx& ctx, Outputs& outputs) {
   }
 }
 
-/// How many of a batch's last members are targets: the module's `static constexpr … n_targets`, 1 unless it has one.
-template <class M>
+/// How many of a batch's last members are targets: the module's `static constexpr … n_targets`, 1 unless it has one; in
+/// evaluation its n_val_targets, if it has that.
+template <class Step, class M>
 consteval std::size_t n_targets() {
-  if constexpr (requires { M::n_targets; }) {
+  constexpr bool evaluates = !std::is_same_v<Step, hooks::training_step>;
+  if constexpr (evaluates && requires { M::n_val_targets; }) {
+    return static_cast<std::size_t>(M::n_val_targets);
+  } else if constexpr (requires { M::n_targets; }) {
     return static_cast<std::size_t>(M::n_targets);
   } else {
     return 1;
@@ -107,10 +112,10 @@ constexpr auto one_or_tuple(const std::tuple<T&...>& refs) {
 }
 
 /// A batch's inputs and targets, as tuples of references to its members.
-template <class M, class Batch>
+template <class Step, class M, class Batch>
 constexpr auto split(Batch& batch) {
   auto all = members(batch);
-  constexpr std::size_t size = std::tuple_size_v<decltype(all)>, targets = n_targets<M>();
+  constexpr std::size_t size = std::tuple_size_v<decltype(all)>, targets = n_targets<Step, M>();
   constexpr std::size_t inputs = size > targets ? size - targets : 0;
   return std::pair(part<0, inputs>(all), part<inputs, size - inputs>(all));
 }
@@ -118,7 +123,7 @@ constexpr auto split(Batch& batch) {
 /// Whether the default step can call forward with the inputs of such a batch. If not, says why: once.
 template <class Step, class M, class Batch>
 consteval bool forward_fits() {
-  using Inputs = decltype(split<M>(std::declval<Batch&>()).first);
+  using Inputs = decltype(split<Step, M>(std::declval<Batch&>()).first);
   if constexpr (std::tuple_size_v<Inputs> > 0 && forward_takes<M, Inputs>) {
     return true;
   } else if constexpr (!names<Forward, M>()) {
@@ -186,7 +191,7 @@ at::Tensor loss_of(Criterion& criterion, const Output& output, const Targets& ta
 template <class Ctx, class Batch>
 auto default_training_step(Ctx& ctx, Batch& batch) {
   if constexpr (forward_fits<hooks::training_step, typename Ctx::Module, Batch>()) {
-    const auto parts = split<typename Ctx::Module>(batch);
+    const auto parts = split<hooks::training_step, typename Ctx::Module>(batch);
     auto prediction = forward(ctx.module(), parts.first);
     at::Tensor loss = loss_of(ctx.criterion(), prediction, parts.second);
     ctx.log("train/loss", loss, {.prog_bar = true});
@@ -195,6 +200,32 @@ auto default_training_step(Ctx& ctx, Batch& batch) {
     return TrainingOutputs<at::Tensor>{};
   }
 }
+
+/// What a step returned knows itself what is to be logged: see loop/result.hpp.
+template <class Outputs>
+concept StepResult = requires(Outputs& outputs, Context& ctx) { outputs.apply(ctx); };
+
+/// Lets such outputs log, and collects what they want written; nothing for all others.
+template <class Outputs, class Predictions>
+void take_result(Context& ctx, Outputs& outputs, Predictions& predictions) {
+  if constexpr (StepResult<Outputs>) {
+    outputs.apply(ctx);
+    if constexpr (requires { predictions.add(outputs); }) {
+      if (!ctx.sanity_checking()) predictions.add(outputs);
+    }
+  }
+}
+
+/// Where the predictions of such outputs are kept until the end of an evaluation pass.
+template <class Outputs>
+struct PredictionsOf {
+  using type = None;
+};
+template <class Outputs>
+  requires requires { typename Outputs::Predictions; }
+struct PredictionsOf<Outputs> {
+  using type = typename Outputs::Predictions;
+};
 
 /// The loss in what a training step returned; nothing if the step asked to skip the batch (an empty optional, an
 /// undefined tensor).
@@ -226,7 +257,7 @@ auto inference(Ctx& ctx, Batch& batch, std::int64_t batch_idx, Name loss_name) {
     return InferenceOutputs<at::Tensor, at::Tensor>{};
   } else {
     move_to(batch, ctx.device());
-    const auto parts = split<M>(batch);
+    const auto parts = split<Step, M>(batch);
     auto inputs = one_or_tuple(parts.first);
     using Inputs = decltype(inputs);
     const auto run = [&](const Inputs& in) {

@@ -9,11 +9,13 @@
 
 #include <torch/nn/module.h>
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace fulmen {
 
@@ -204,6 +206,8 @@ class TrainerContext : public Context {
     return *schedulers_;
   }
   bool bound() const { return optimizers_.has_value(); }
+  /// The state of the data module, where it has one: as of the last epoch's end, or as a checkpoint brought it.
+  std::optional<State>& data_state() { return data_state_; }
 
   /// loss.backward() with its hooks around it: for modules that optimise by hand.
   void backward(const at::Tensor& loss) {
@@ -280,12 +284,36 @@ class TrainerContext : public Context {
     return (answers<Hook, C> || ... || answers<Hook, Module>);
   }(std::type_identity<Callbacks>{});
 
+  static constexpr bool has_loggers = std::tuple_size_v<decltype(RuntimeType::loggers)> != 0;
+
   /// Hands metrics to every logger, under the index of the optimizer step that was last done (as Lightning does).
   void log_metrics(const Metrics& metrics) {
-    if constexpr (std::tuple_size_v<decltype(RuntimeType::loggers)> > 0) {
-      if (metrics.empty() || !writes_files()) return;
-      const std::int64_t step = stage() == Stage::fit ? std::max<std::int64_t>(global_step() - 1, 0) : global_step();
+    if constexpr (has_loggers) {
+      log_metrics(metrics, stage() == Stage::fit ? std::max<std::int64_t>(global_step() - 1, 0) : global_step());
+    }
+  }
+  /// The same under a step of one's own. A value called `step` is taken out and used as the step instead.
+  void log_metrics(Metrics metrics, std::int64_t step) {
+    if constexpr (has_loggers) {
+      if (!writes_files()) return;
+      std::erase_if(metrics, [&](const Metric& metric) {
+        const bool is_step = metric.name == "step";
+        if (is_step) step = static_cast<std::int64_t>(metric.value);
+        return is_step;
+      });
+      if (metrics.empty()) return;
       std::apply([&](auto&... logger) { (logger.log_metrics(*this, metrics, step), ...); }, loggers_);
+    }
+  }
+  /// What an evaluation batch logged on_step, under the number of batches its loader has given in this kind of stage.
+  void log_evaluation_step() {
+    if constexpr (has_loggers) {
+      if (phase() == Phase::sanity_check) return;
+      const bool several = detail::LoopAccess::several_loaders(*this);
+      const auto loader = static_cast<std::size_t>(dataloader_idx());
+      std::vector<std::int64_t>& seen = evaluated_batches_[stage()];
+      if (seen.size() <= loader) seen.resize(loader + 1);
+      log_metrics(metrics().step_metrics(phase(), several ? dataloader_idx() : -1), seen[loader]++);
     }
   }
   void finalize_loggers() {
@@ -345,10 +373,8 @@ class TrainerContext : public Context {
     if constexpr (Scheduler::monitors) {
       const std::optional<double> found = metrics().find(scheduler.monitor());
       if (!found) {
-        std::string known;
-        for (const Metric& metric : metrics().callback_metrics()) (known += known.empty() ? "" : ", ") += metric.name;
         fail("a scheduler monitors '{}', which was not logged; there is: {}", scheduler.monitor(),
-             known.empty() ? "nothing" : known);
+             metrics().callback_metrics().names());
       }
       double metric = *found;
       act<hooks::lr_scheduler_step>([&] { scheduler.step(metric); }, scheduler, metric);
@@ -368,6 +394,10 @@ class TrainerContext : public Context {
   std::optional<Optimizers> optimizers_;
   std::optional<Schedulers> schedulers_;
   std::vector<at::Tensor> toggled_;
+  std::optional<State> data_state_;
+  struct NothingEvaluated {};
+  [[no_unique_address]] std::conditional_t<has_loggers, std::map<Stage, std::vector<std::int64_t>>, NothingEvaluated>
+      evaluated_batches_;
 };
 
 }  // namespace fulmen

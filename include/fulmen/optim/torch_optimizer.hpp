@@ -9,6 +9,7 @@
 #include <torch/serialize/output-archive.h>
 
 #include <cstring>
+#include <functional>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -37,7 +38,7 @@ class BoundTorchOptimizer {
   template <class Closure>
   void step(Closure& closure) {
     set_rate();
-    optimizer_.Optimizer::step([&]() -> at::Tensor { return closure(); });
+    optimizer_.Optimizer::step(std::ref(closure));
   }
 
   /// torch::optim's own archive, as bytes: for fulmen, not for Python.

@@ -1,0 +1,141 @@
+// param_groups: one optimizer whose parameters fall into groups with options of their own.
+#pragma once
+
+#include <fulmen/optim/optimizer.hpp>
+
+#include <concepts>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace fulmen {
+
+/// The parameters that `match` accepts by name, and the policy they take: see param_groups.
+template <class Match, OptimizerPolicy Policy>
+struct Group {
+  Match match;
+  Policy policy;
+};
+
+/// A group of the parameters whose names `match` accepts: `group([](std::string_view name) { return name.ends_with("bias"); },
+/// AdamW{.weight_decay = 0})`.
+template <std::predicate<std::string_view> Match, OptimizerPolicy Policy>
+Group<Match, Policy> group(Match match, Policy policy) {
+  return {std::move(match), std::move(policy)};
+}
+
+namespace detail {
+
+/// Several bound optimizers of one kind that act as one: a group each, in the order of PyTorch's param_groups.
+template <class Bound>
+class BoundGroups {
+ public:
+  explicit BoundGroups(std::vector<Bound> parts) : parts_(std::move(parts)) {
+    for (const Bound& part : parts_) groups_.push_back(part.groups()[0]);
+  }
+
+  std::vector<ParamGroup>& groups() { return groups_; }
+  const std::vector<ParamGroup>& groups() const { return groups_; }
+  void zero_grad() {
+    for (Bound& part : parts_) part.zero_grad();
+  }
+  void step() {
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      parts_[i].groups()[0].lr = groups_[i].lr;  // a scheduler may have changed it
+      parts_[i].step();
+    }
+  }
+
+  /// As PyTorch's: one "state" with the parameters numbered through all groups, one entry of "param_groups" each.
+  State state_dict() const {
+    State all, state;
+    std::vector<State> groups;
+    std::size_t offset = 0;
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      const State part(parts_[i].state_dict());
+      const std::size_t count = groups_[i].params.size();
+      const State states = part.get<State>("state");
+      for (std::size_t k = 0; k < count; ++k) {
+        if (states.contains(k)) all.set(offset + k, states.get<State>(k));
+      }
+      State group = part.get<std::vector<State>>("param_groups")[0];
+      std::vector<std::int64_t> numbers = indices(count);
+      for (std::int64_t& number : numbers) number += static_cast<std::int64_t>(offset);
+      group.set("params", numbers).set("lr", groups_[i].lr);
+      groups.push_back(group);
+      offset += count;
+    }
+    state.set("state", all).set("param_groups", groups);
+    return state;
+  }
+
+  /// @throws std::runtime_error if the number of groups or parameters differs, or as the optimizer's own.
+  void load_state_dict(const State& state) {
+    const auto groups = state.get<std::vector<State>>("param_groups");
+    if (groups.size() != parts_.size()) {
+      fail("optimizer state has {} parameter groups, expected {}", groups.size(), parts_.size());
+    }
+    const State all = state.get<State>("state");
+    std::size_t offset = 0;
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      const std::size_t count = groups_[i].params.size();
+      State states, part;
+      for (std::size_t k = 0; k < count; ++k) {
+        if (all.contains(offset + k)) states.set(k, all.get<State>(offset + k));
+      }
+      part.set("state", states).set("param_groups", std::vector<State>{groups[i]});
+      parts_[i].load_state_dict(part);
+      groups_[i].lr = parts_[i].groups()[0].lr;
+      groups_[i].initial_lr = parts_[i].groups()[0].initial_lr;
+      offset += count;
+    }
+  }
+
+ private:
+  std::vector<Bound> parts_;
+  std::vector<ParamGroup> groups_;
+};
+
+}  // namespace detail
+
+/// A policy for most parameters, and others of the same kind for groups of them; see param_groups.
+template <OptimizerPolicy Policy, class... Matches>
+struct ParamGroups {
+  Policy policy;
+  std::tuple<Group<Matches, Policy>...> groups;
+
+  /// @throws std::invalid_argument if a group matches no parameter.
+  auto bind(NamedParameters parameters) const {
+    using Bound = decltype(policy.bind(std::move(parameters)));
+    std::vector<NamedParameters> chosen(sizeof...(Matches) + 1);
+    for (NamedParameter& p : parameters) chosen[index_of(p.name)].push_back(std::move(p));
+    for (std::size_t i = 1; i < chosen.size(); ++i) {
+      if (chosen[i].empty()) fail<std::invalid_argument>("param_groups: group {} matches no parameter", i);
+    }
+    std::vector<Bound> parts;
+    parts.push_back(policy.bind(std::move(chosen[0])));
+    std::size_t next = 1;
+    std::apply([&](const auto&... group) { (parts.push_back(group.policy.bind(std::move(chosen[next++]))), ...); }, groups);
+    return detail::BoundGroups<Bound>(std::move(parts));
+  }
+
+ private:
+  /// The first group that matches; 0: none does.
+  std::size_t index_of(std::string_view name) const {
+    std::size_t index = 0, found = 0;
+    std::apply([&](const auto&... group) { ((++index, found = found == 0 && group.match(name) ? index : found), ...); }, groups);
+    return found;
+  }
+};
+
+/// An optimizer with parameter groups: `param_groups(AdamW{}, group(is_bias, AdamW{.weight_decay = 0}), ...)`. A parameter
+/// takes the policy of the first group that matches its name, else the first argument. Schedulers drive each group from
+/// its own initial rate.
+template <OptimizerPolicy Policy, class... Matches>
+ParamGroups<Policy, Matches...> param_groups(Policy policy, Group<Matches, Policy>... groups) {
+  return {std::move(policy), {std::move(groups)...}};
+}
+
+}  // namespace fulmen

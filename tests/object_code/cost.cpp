@@ -1,0 +1,109 @@
+// Training without work in it, with no callback, with sixteen that have nothing to say about a batch, and with one
+// among sixteen that has: cost.py has Valgrind count the instructions of each. Called as: cost BATCHES.
+#include <fulmen/optim/sgd.hpp>
+#include <fulmen/trainer.hpp>
+
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#if __has_include(<valgrind/callgrind.h>)
+#include <valgrind/callgrind.h>
+#else
+#define CALLGRIND_START_INSTRUMENTATION
+#define CALLGRIND_STOP_INSTRUMENTATION
+#define CALLGRIND_ZERO_STATS
+#define CALLGRIND_DUMP_STATS_AT(label) static_cast<void>(label)
+#endif
+
+namespace {
+
+struct Counter : torch::nn::Module {
+  static constexpr bool automatic_optimization = false;
+  std::int64_t batches = 0;
+  void training_step(const at::Tensor&) { ++batches; }
+};
+
+/// The same batch, so many times.
+struct Repeat {
+  const at::Tensor* batch;
+  std::int64_t count;
+
+  struct Iterator {
+    const at::Tensor* batch;
+    std::int64_t i;
+    const at::Tensor& operator*() const { return *batch; }
+    Iterator& operator++() { return ++i, *this; }
+    bool operator!=(const Iterator& other) const { return i != other.i; }
+  };
+  Iterator begin() const { return {batch, 0}; }
+  Iterator end() const { return {batch, count}; }
+  std::int64_t size() const { return count; }
+};
+
+/// Answers hooks of each stage, but none that runs once a batch.
+template <int>
+struct Elsewhere {
+  std::int64_t calls = 0;
+  void on_train_epoch_start(fulmen::Context& ctx) { calls += ctx.epoch(); }
+  void on_validation_batch_end() { ++calls; }
+  void on_test_batch_end() { ++calls; }
+};
+
+struct Counting {
+  std::int64_t calls = 0;
+  void on_train_batch_end(fulmen::Context&) { ++calls; }
+};
+
+template <int... I>
+auto sixteen(std::integer_sequence<int, I...>) {
+  return std::tuple<Elsewhere<I>...>();
+}
+template <int... I>
+auto one_of_sixteen(std::integer_sequence<int, I...>) {
+  return std::tuple_cat(std::tuple<Elsewhere<I>..., Elsewhere<7>, Counting>(),
+                        std::tuple<Elsewhere<-1 - I>...>());
+}
+
+/// One epoch to warm up, then one with as many batches and one with twice as many: what these two differ in
+/// is the batches.
+template <class Callbacks>
+void measure(const char* name, const at::Tensor& batch, std::int64_t batches, Callbacks callbacks) {
+  fulmen::Trainer trainer{Counter{},
+                          fulmen::none,
+                          fulmen::none,
+                          fulmen::none,
+                          fulmen::Identity{},
+                          std::move(callbacks),
+                          {.max_epochs = 0, .log_every_n_steps = std::int64_t{1} << 60},
+                          fulmen::Runtime<>{.device = at::kCPU}};
+  std::int64_t epochs = 0, expected = 0;
+  for (const std::int64_t count : {batches, batches, 2 * batches}) {
+    Repeat loader{&batch, count};
+    fulmen::Options options = trainer.options();
+    options.max_epochs = ++epochs;
+    trainer.set_options(options);
+    const std::string label = name + std::string(epochs == 1   ? ", warm-up"
+                                                 : epochs == 2 ? ", once"
+                                                               : ", twice");
+    CALLGRIND_START_INSTRUMENTATION;
+    CALLGRIND_ZERO_STATS;
+    trainer.fit(loader);
+    CALLGRIND_DUMP_STATS_AT(label.c_str());
+    CALLGRIND_STOP_INSTRUMENTATION;
+    expected += count;
+  }
+  if (trainer.module().batches != expected) std::abort();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::int64_t batches = argc > 1 ? std::atoll(argv[1]) : 1000;
+  const at::Tensor batch = at::zeros({4});
+  measure("none", batch, batches, std::tuple<>());
+  measure("sixteen", batch, batches, sixteen(std::make_integer_sequence<int, 16>()));
+  measure("one of sixteen", batch, batches, one_of_sixteen(std::make_integer_sequence<int, 7>()));
+}
