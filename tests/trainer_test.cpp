@@ -9,6 +9,7 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 #include <sstream>
 #include <string>
 
@@ -376,6 +377,100 @@ TEST(Trainer, BackPropagationThroughTimeMayBeTruncated) {
   trainer.fit(loader);
   EXPECT_EQ(trainer.context().global_step(), 15 * 4 * 4) << "a step a piece";
   EXPECT_LT(trainer.context().metrics().find("loss_epoch").value(), before / 3);
+}
+
+/// The trio of the older interface: each step, its _step_end, and the _epoch_end that takes all outputs.
+struct Trio : torch::nn::Module {
+  torch::nn::Linear fc{register_module("fc", torch::nn::Linear(4, 3))};
+  Calls calls;
+  using Batch = std::tuple<at::Tensor, at::Tensor>;
+  struct Halves {
+    at::Tensor first, second;
+  };
+
+  Halves training_step(const Batch& batch) {
+    const at::Tensor losses = at::cross_entropy_loss(fc(std::get<0>(batch)), std::get<1>(batch), {}, at::Reduction::None);
+    return {losses.slice(0, 0, 2).sum(), losses.slice(0, 2).sum()};
+  }
+  at::Tensor training_step_end(const Halves& halves) { return (halves.first + halves.second) / 5; }
+  void training_epoch_end(auto& ctx, const std::vector<at::Tensor>& outputs) {
+    calls.push_back("training " + std::to_string(outputs.size()));
+    ctx.log("mean", at::stack(outputs).mean());
+  }
+  double validation_step(fulmen::Context&, const Batch& batch) { return std::get<0>(batch).sum().item<double>(); }
+  std::string validation_step_end(fulmen::Context&, double sum) { return sum > 0 ? "+" : "-"; }
+  void validation_epoch_end(const std::vector<std::string>& outputs) {
+    calls.push_back("validation " + std::to_string(outputs.size()));
+  }
+  int test_step(const Batch&) { return 2; }
+  int test_step_end(fulmen::Context&, int two) { return two + 1; }
+  void test_epoch_end(fulmen::Context& ctx, const std::vector<int>& outputs) {
+    ctx.log("sum", std::accumulate(outputs.begin(), outputs.end(), 0));
+  }
+};
+
+TEST(Trainer, StepEndsAndEpochEndsOfTheOlderInterface) {
+  const Data data;
+  auto loader = data.loader();
+  Trainer trainer{Trio{}, none, SGD{.lr = 0.1}, none, Identity{}, callbacks(), quiet(), barebones};
+  trainer.fit(loader, loader);
+  EXPECT_EQ(trainer.module().calls, (Calls{"validation 4", "training 4"}));
+  EXPECT_TRUE(trainer.context().metrics().find("mean").has_value());
+  EXPECT_EQ(trainer.test(loader).at("sum"), 12);
+}
+
+struct Remembers {
+  Calls* calls;
+  std::int64_t epochs = 0;
+  void on_train_epoch_end(Context&) { ++epochs; }
+  void on_save_checkpoint(Context&, State& checkpoint) { checkpoint.set("mine", "kept"); }
+  void on_load_checkpoint(Context&, const State& checkpoint) { calls->push_back(checkpoint.get<std::string>("mine")); }
+  State state_dict() const { return State("Remembers").set("epochs", epochs); }
+  void load_state_dict(const State& state) { epochs = state.get<std::int64_t>("epochs"); }
+};
+
+TEST(Trainer, CallbacksAddToACheckpointAndHaveTheirStateInIt) {
+  const TemporaryFolder folder;
+  const Data data;
+  auto loader = data.loader();
+  Calls calls;
+  Trainer trainer{Net{}, CrossEntropy{}, SGD{}, none, Identity{}, callbacks(Remembers{&calls}), quiet(3), barebones};
+  trainer.fit(loader);
+  trainer.save(folder.path / "state.ckpt");
+  Trainer other{Net{}, CrossEntropy{}, SGD{}, none, Identity{}, callbacks(Remembers{&calls}), quiet(3), barebones};
+  other.load(folder.path / "state.ckpt");
+  EXPECT_EQ(std::get<0>(other.context().callbacks()).epochs, 3);
+  EXPECT_EQ(calls, Calls{"kept"});
+}
+
+TEST(Trainer, SchedulersFollowTheirIntervalAndFrequency) {
+  const Data data;
+  auto loader = data.loader();  // 4 batches
+  const Schedule clock{[](std::int64_t t) { return static_cast<double>(t); }};
+  const auto rate_after = [&](auto scheduler) {
+    Trainer trainer{Net{}, CrossEntropy{}, SGD{}, scheduler, Identity{}, callbacks(), quiet(5), barebones};
+    trainer.fit(loader);
+    return trainer.context().optimizer().groups()[0].lr;
+  };
+  EXPECT_EQ(rate_after(clock), 5);
+  EXPECT_EQ(rate_after(per_epoch(clock, 2)), 2);
+  EXPECT_EQ(rate_after(per_step(clock)), 20);
+  EXPECT_EQ(rate_after(per_step(clock, 3)), 5) << "at the third batch of each epoch";
+}
+
+TEST(Trainer, ASchedulerMayBringItsOptimizerAndListsArePadded) {
+  const Data data;
+  auto loader = data.loader();
+  Trainer trainer{Net{}, CrossEntropy{}, none, with_optimizer(SGD{.lr = 1}, Multiply{{{1, 0.5}}}), Identity{}, callbacks(), quiet(2),
+                  barebones};
+  trainer.fit(loader);
+  EXPECT_EQ(trainer.context().optimizer().groups()[0].lr, 0.5);
+  Trainer two{Manual{}, none, std::tuple{SGD{.lr = 1}, SGD{.lr = 2}}, Multiply{{{0, 0.5}}}, Identity{}, callbacks(), quiet(1), barebones};
+  TensorLoader batches{{at::ones({4, 4})}, {.batch_size = 4}};
+  two.fit(batches);
+  auto& [first, second] = two.context().optimizers();
+  EXPECT_EQ(first.groups()[0].lr, 0.5);
+  EXPECT_EQ(second.groups()[0].lr, 2) << "no scheduler for the second";
 }
 
 TEST(Trainer, AccumulationMayFollowTheEpoch) {

@@ -155,6 +155,14 @@ class Trainer {
       : ctx_(detail::share_module<ModuleType>(std::forward<ModuleArgument>(module)), std::move(criterion),
              std::move(optimizer), std::move(scheduler), std::move(predictor), std::move(callbacks), std::move(options),
              std::move(runtime)) {}
+  /// The same, where the scheduler brings its optimizer.
+  template <class ModuleArgument>
+  explicit(false) Trainer(ModuleArgument&& module, CriterionType criterion, None,
+                          WithOptimizer<OptimizerType, SchedulerType> both, PredictorType predictor = {},
+                          CallbacksType callbacks = {}, Options options = {}, RuntimeType runtime = {})
+      : Trainer(std::forward<ModuleArgument>(module), std::move(criterion), std::move(both.optimizer),
+                std::move(both.scheduler), std::move(predictor), std::move(callbacks), std::move(options),
+                std::move(runtime)) {}
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
@@ -372,6 +380,9 @@ class Trainer {
 template <class M, class C, class O, class S = None, class P = Identity, class Cb = std::tuple<>,
           class R = DefaultRuntime>
 Trainer(M&&, C, O, S = {}, P = {}, Cb = {}, Options = {}, R = {})
+    -> Trainer<typename detail::ModuleOf<std::remove_cvref_t<M>>::type, C, O, S, P, Cb, R>;
+template <class M, class C, class O, class S, class P = Identity, class Cb = std::tuple<>, class R = DefaultRuntime>
+Trainer(M&&, C, None, WithOptimizer<O, S>, P = {}, Cb = {}, Options = {}, R = {})
     -> Trainer<typename detail::ModuleOf<std::remove_cvref_t<M>>::type, C, O, S, P, Cb, R>;
 
 }  // namespace fulmen

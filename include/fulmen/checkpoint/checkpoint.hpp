@@ -64,13 +64,14 @@ State collect_checkpoint(Ctx& ctx) {
   all.set("callbacks", callbacks);
   if (ctx.data_state()) all.set("datamodule", *ctx.data_state());
   all.set("rng_state", generator_state());
-  ctx.template tell_all<hooks::on_save_checkpoint>(all);
   return all;
 }
 
 template <class Ctx>
 void save_checkpoint(Ctx& ctx, const std::filesystem::path& path) {
-  checkpoint::write(path, collect_checkpoint(ctx));
+  State all = collect_checkpoint(ctx);
+  ctx.template tell_all<hooks::on_save_checkpoint>(all);
+  checkpoint::write(path, all);
 }
 
 template <class Ctx>

@@ -1,11 +1,11 @@
-// Several training loaders as one, as Lightning's CombinedLoader: combined(CombineMode::max_size_cycle, a,
-// b).
+// Several training loaders as one, as Lightning's CombinedLoader: combined(CombineMode::max_size_cycle, a, b).
 #pragma once
+
+#include <fulmen/data/loader.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <fulmen/data/loader.hpp>
 #include <iterator>
 #include <memory>
 #include <optional>

@@ -304,7 +304,7 @@ void fit(Ctx& ctx, Train& train, Val& val) {
   const std::int64_t max_epochs = o.fast_dev_run > 0 ? ctx.epoch() + 1 : o.max_epochs;
   LoopAccess::should_stop(ctx) = LoopAccess::epoch_over(ctx) = false;
   if constexpr (!is_none<Val>) {
-    if (o.num_sanity_val_steps != 0 && o.fast_dev_run == 0 && !o.limit_val_batches.is_zero() && ctx.global_step() == 0) {
+    if (o.num_sanity_val_steps != 0 && o.fast_dev_run == 0 && !o.limit_val_batches.is_zero()) {
       const IsolatedGenerator isolated;
       const PhaseScope scope(ctx, Phase::sanity_check);
       ctx.template tell_all<hooks::on_sanity_check_start>();

@@ -1,16 +1,17 @@
 // TrainResult and EvalResult: what a step may return that says what to log, as in Lightning 0.8 and 0.9.
 #pragma once
 
+#include <fulmen/checkpoint/archive.hpp>
+#include <fulmen/checkpoint/state.hpp>
+#include <fulmen/error.hpp>
+#include <fulmen/loop/context.hpp>
+
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/stack.h>
 
 #include <algorithm>
 #include <filesystem>
-#include <fulmen/checkpoint/archive.hpp>
-#include <fulmen/checkpoint/state.hpp>
-#include <fulmen/error.hpp>
-#include <fulmen/loop/context.hpp>
 #include <initializer_list>
 #include <map>
 #include <string>

@@ -336,7 +336,6 @@ class TrainerContext : public Context {
     optimizers_.emplace(std::apply(
         [&](const auto&... policy) {
           return Optimizers(detail::LoopOptimizer<decltype(policy.bind(NamedParameters{})), TrainerContext>(
-             
               policy.bind(detail::named_parameters(*module_)), *this)...);
         },
         optimizer_policies_));

@@ -94,6 +94,19 @@ Scheduled<S, Interval::epoch> monitoring(std::string name, S scheduler, std::int
   return {std::move(scheduler), frequency, std::move(name)};
 }
 
+/// A scheduler that brings the optimizer it drives, for a Trainer whose Optimizer is none: see with_optimizer.
+template <class Optimizer, class Scheduler>
+struct WithOptimizer {
+  Optimizer optimizer;
+  Scheduler scheduler;
+};
+
+/// `Trainer{net, criterion, none, with_optimizer(Adam{}, Switch{...})}`: as ThunderModule takes a scheduler alone.
+template <class Optimizer, AnySchedulerPolicy Scheduler>
+WithOptimizer<Optimizer, Scheduler> with_optimizer(Optimizer optimizer, Scheduler scheduler) {
+  return {std::move(optimizer), std::move(scheduler)};
+}
+
 /// Multiplies the rates by `factor` when a monitored value has not become better for more than `patience` epochs.
 /// Options, defaults and arithmetic: torch.optim.lr_scheduler.ReduceLROnPlateau. Monitors val/loss unless told otherwise.
 struct ReduceLROnPlateau {
