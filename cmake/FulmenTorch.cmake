@@ -121,8 +121,10 @@ function(fulmen_find_torch)
     HINTS "${Torch_DIR}/../../../include" "$ENV{Torch_DIR}/../../../include"
     PATH_SUFFIXES include ../../include)
   if(root)
-    cmake_path(GET root PARENT_PATH root)
+    # find_path() leaves a slash at the end, behind which cmake_path would see an empty name.
+    string(REGEX REPLACE "/+$" "" root "${root}")
     cmake_path(NORMAL_PATH root)
+    cmake_path(GET root PARENT_PATH root)
     fulmen_try_torch("${root}" "found")
   endif()
 
