@@ -1,4 +1,6 @@
 // Tests what each field of Options changes in a run, and that a value out of range is an error that names it.
+#include "testing.hpp"
+
 #include <fulmen/fulmen.hpp>
 
 #include <torch/torch.h>
@@ -18,25 +20,6 @@ namespace {
 
 using namespace fulmen;
 namespace fs = std::filesystem;
-
-struct TemporaryFolder {
-  fs::path path;
-  TemporaryFolder() {
-    std::string name = (fs::temp_directory_path() / "fulmen-XXXXXX").string();
-    path = ::mkdtemp(name.data());
-  }
-  ~TemporaryFolder() { fs::remove_all(path); }
-};
-
-template <class F>
-std::string error_of(F&& call) {
-  try {
-    call();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 /// Two weights whose gradient is the batch itself, so that every update can be worked out by hand.
 struct Net : torch::nn::Module {

@@ -1,4 +1,6 @@
 // Tests the Trainer as a user meets it: what it is made of, its stages, its files and its errors.
+#include "testing.hpp"
+
 #include <fulmen/fulmen.hpp>
 #include <fulmen/optim/torch_optimizer.hpp>
 
@@ -18,26 +20,6 @@ namespace {
 using namespace fulmen;
 namespace fs = std::filesystem;
 using Calls = std::vector<std::string>;
-
-/// A folder of the test's own, gone afterwards.
-struct TemporaryFolder {
-  fs::path path;
-  TemporaryFolder() {
-    std::string name = (fs::temp_directory_path() / "fulmen-XXXXXX").string();
-    path = ::mkdtemp(name.data());
-  }
-  ~TemporaryFolder() { fs::remove_all(path); }
-};
-
-template <class F>
-std::string error_of(F&& call) {
-  try {
-    call();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 std::string text_of(const fs::path& file) {
   std::ostringstream out;

@@ -1,4 +1,6 @@
 // Tests data/batch.hpp, data/loader.hpp and data/tensor_loader.hpp: what a batch may be, and where batches come from.
+#include "../testing.hpp"
+
 #include <fulmen/data/batch.hpp>
 #include <fulmen/data/loader.hpp>
 #include <fulmen/data/tensor_loader.hpp>
@@ -26,16 +28,6 @@ BOOST_HANA_ADAPT_STRUCT(user::Batch, image, label, mask);
 namespace {
 
 using namespace fulmen;
-
-template <class F>
-std::string error_of(F&& call) {
-  try {
-    call();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST(Batch, MembersOfEveryKind) {
   at::Tensor t = at::zeros({3, 2});

@@ -1,4 +1,6 @@
 // Tests optim/ and schedule/ against PyTorch: weights and state after 100 steps (fixtures/optim), and the state's round trip.
+#include "../testing.hpp"
+
 #include <fulmen/checkpoint/archive.hpp>
 #include <fulmen/optim/adam.hpp>
 #include <fulmen/optim/clip.hpp>
@@ -121,16 +123,6 @@ TEST(Optimizers, AreWherePyTorchsAreAfter100Steps) {
     ++runs;
   }
   EXPECT_EQ(runs, 30);
-}
-
-template <class F>
-std::string error_of(F&& call) {
-  try {
-    call();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 TEST(Optimizers, SayWhichOptionIsOutOfRange) {
