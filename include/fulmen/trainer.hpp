@@ -116,8 +116,7 @@ class Trainer {
                         scheduler_fits = detail::AllSchedulerPolicies<SchedulerType>::value,
                         counts_fit = std::tuple_size_v<typename detail::PolicyTuple<SchedulerType>::type> <=
                                      std::tuple_size_v<typename detail::PolicyTuple<OptimizerType>::type>,
-                        predictor_fits = Predictor<PredictorType, at::Tensor> ||
-                                         Predictor<PredictorType, std::tuple<at::Tensor>>,
+                        predictor_fits = BatchPredictor<PredictorType>,
                         callbacks_fit = detail::are_callbacks<CallbacksType>,
                         runtime_fits = detail::RuntimePolicy<RuntimeType>;
   static_assert(module_fits,
@@ -128,7 +127,7 @@ class Trainer {
                 "std::tuple of them, or fulmen::none");
   static_assert(scheduler_fits,
                 "fulmen: a Trainer's fourth argument (Scheduler) must be a scheduler policy with rate(t, initial, current) "
-                "such as fulmen::Switch{...}, a std::tuple of them, or fulmen::none");
+                "such as fulmen::StepLR{...}, a function of the epoch, a std::tuple of them, or fulmen::none");
   static_assert(counts_fit, "fulmen: there are more schedulers than optimizers");
   static_assert(predictor_fits,
                 "fulmen: a Trainer's fifth argument (Predictor) must be callable as predictor(inputs, infer), such as "

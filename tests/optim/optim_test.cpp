@@ -1,149 +1,21 @@
-// Tests optim/ and schedule/ against PyTorch: weights and state after 100 steps (fixtures/optim), and the state's round trip.
+// Tests parameter groups and clipping.
 #include "../testing.hpp"
+#include "fixtures.hpp"
 
-#include <fulmen/checkpoint/archive.hpp>
-#include <fulmen/optim/adam.hpp>
 #include <fulmen/optim/clip.hpp>
 #include <fulmen/optim/param_groups.hpp>
-#include <fulmen/optim/sgd.hpp>
-#include <fulmen/schedule/scheduler.hpp>
 
 #include <torch/torch.h>
 
-#include <nlohmann/json.hpp>
-
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <filesystem>
-#include <fstream>
-#include <map>
 #include <string>
+#include <vector>
 
 namespace {
 
 using namespace fulmen;
-using nlohmann::json;
-
-const json& fixtures() {
-  static const json all = json::parse(std::ifstream(FULMEN_TEST_DATA_DIR "/optim/optimizers.json"));
-  return all;
-}
-
-/// The problem of fixtures/optim/README.md.
-struct Problem {
-  std::map<std::string, at::Tensor> t;
-
-  explicit Problem(at::ScalarType dtype) {
-    std::int64_t index = 0;
-    for (const json& spec : fixtures()["tensors"]) {
-      const auto shape = spec["shape"].get<std::vector<std::int64_t>>();
-      const at::Tensor flat = at::arange(c10::multiply_integers(shape), at::kDouble) * 0.7 + (1.0 + 3.0 * double(index++));
-      t[spec["name"]] = (flat.sin() * spec["scale"].get<double>()).view(shape).to(dtype);
-    }
-    for (const char* name : {"w1", "b1", "w2", "b2"}) t[name].requires_grad_(true);
-  }
-  NamedParameters parameters() const {
-    return {{"w1", t.at("w1")}, {"b1", t.at("b1")}, {"w2", t.at("w2")}, {"b2", t.at("b2")}};
-  }
-  at::Tensor loss() const {
-    const at::Tensor hidden = at::tanh(at::linear(t.at("x"), t.at("w1"), t.at("b1")));
-    return at::mse_loss(at::linear(hidden, t.at("w2"), t.at("b2")), t.at("target"));
-  }
-};
-
-SGD policy_of(const json& o, SGD p) {
-  p.lr = o.value("lr", p.lr), p.momentum = o.value("momentum", p.momentum), p.dampening = o.value("dampening", p.dampening);
-  p.weight_decay = o.value("weight_decay", p.weight_decay), p.nesterov = o.value("nesterov", p.nesterov);
-  p.maximize = o.value("maximize", p.maximize);
-  return p;
-}
-template <class A>
-A policy_of(const json& o, A p) {
-  p.lr = o.value("lr", p.lr), p.betas = o.value("betas", p.betas), p.eps = o.value("eps", p.eps);
-  p.weight_decay = o.value("weight_decay", p.weight_decay), p.amsgrad = o.value("amsgrad", p.amsgrad);
-  p.maximize = o.value("maximize", p.maximize);
-  return p;
-}
-
-/// Largest difference, relative to the largest element expected.
-double distance(const at::Tensor& found, const json& expected) {
-  const auto values = expected.is_array() ? expected.get<std::vector<double>>() : std::vector{expected.get<double>()};
-  const at::Tensor want = at::tensor(values, at::kDouble), got = found.detach().to(at::kDouble).flatten();
-  EXPECT_EQ(got.numel(), want.numel());
-  const double scale = want.abs().max().item<double>();
-  return (got - want).abs().max().item<double>() / (scale > 0 ? scale : 1);
-}
-
-template <class Policy>
-void check_run(const json& run, const Policy& defaults) {
-  SCOPED_TRACE(run["name"].get<std::string>() + " " + run["dtype"].get<std::string>());
-  const bool wide = run["dtype"] == "float64";
-  Problem problem(wide ? at::kDouble : at::kFloat);
-  auto optimizer = policy_of(run["options"], defaults).bind(problem.parameters());
-  for (int step = 0; step < fixtures()["steps"].get<int>(); ++step) {
-    // Once in between the state goes through a state dict into a new optimizer: nothing may be lost on the way.
-    if (step == 50) {
-      auto other = policy_of(run["options"], defaults).bind(problem.parameters());
-      other.load_state_dict(State(optimizer.state_dict()));
-      optimizer = std::move(other);
-    }
-    optimizer.zero_grad();
-    problem.loss().backward();
-    if (!run["late"].is_null() && step < run["late"]["steps"].get<int>()) {
-      problem.t.at(run["late"]["parameter"]).mutable_grad().reset();
-    }
-    optimizer.step();
-  }
-  // PyTorch's own plain and fused kernels differ by up to 1.1e-13 and 5.4e-5 here.
-  const double tolerance = wide ? 1e-12 : 1e-4;
-  const char* names[] = {"w1", "b1", "w2", "b2"};
-  const State state = State(optimizer.state_dict()).get<State>("state");
-  for (int i = 0; i < 4; ++i) {
-    SCOPED_TRACE(names[i]);
-    EXPECT_LT(distance(problem.t.at(names[i]), run["parameters"][names[i]]), tolerance);
-    const json& expected = run["state"].value(names[i], json::object());
-    EXPECT_EQ(state.contains(i), !expected.empty());
-    for (const auto& [key, value] : expected.items()) {
-      SCOPED_TRACE(key);
-      EXPECT_LT(distance(state.get<State>(i).get<at::Tensor>(key), value), tolerance);
-    }
-  }
-  EXPECT_LT(std::abs(problem.loss().item<double>() / run["losses"]["100"].get<double>() - 1), tolerance);
-}
-
-TEST(Optimizers, AreWherePyTorchsAreAfter100Steps) {
-  int runs = 0;
-  for (const json& run : fixtures()["runs"]) {
-    const std::string kind = run["optimizer"];
-    if (kind == "SGD") check_run(run, SGD{});
-    else if (kind == "Adam") check_run(run, Adam{});
-    else if (kind == "AdamW") check_run(run, AdamW{});
-    else FAIL() << "no policy for " << kind;
-    ++runs;
-  }
-  EXPECT_EQ(runs, 30);
-}
-
-TEST(Optimizers, SayWhichOptionIsOutOfRange) {
-  EXPECT_EQ(error_of([] { Adam{.lr = -1}.bind({}); }), "Adam::lr is -1, expected at least 0");
-  EXPECT_EQ(error_of([] { AdamW{.betas = {0.9, 1.0}}.bind({}); }), "AdamW::betas has 1, expected at least 0 and below 1");
-  EXPECT_EQ(error_of([] { SGD{.nesterov = true}.bind({}); }),
-            "SGD::nesterov needs momentum above 0 (it is 0) and dampening 0 (it is 0)");
-}
-
-TEST(Optimizers, SayWhatDoesNotFitInAStateDict) {
-  Problem problem(at::kDouble);
-  auto optimizer = Adam{}.bind(problem.parameters());
-  problem.loss().backward();
-  optimizer.step();
-  const State state(optimizer.state_dict());
-  auto smaller = Adam{}.bind({{"w1", problem.t.at("w1")}});
-  EXPECT_EQ(error_of([&] { smaller.load_state_dict(state); }), "optimizer state has 4 parameters, expected 1");
-  auto other = Adam{}.bind({{"w2", problem.t.at("w2")}, {"a", problem.t.at("w2")}, {"b", problem.t.at("w2")}, {"c", problem.t.at("w2")}});
-  EXPECT_EQ(error_of([&] { other.load_state_dict(state); }),
-            "optimizer state of parameter 'w2': exp_avg has shape [5, 4], expected [3, 5]");
-}
+using fixtures::Problem;
 
 TEST(ParamGroups, TakeTheirOwnOptionsAndPyTorchsLayout) {
   const auto is_bias = [](std::string_view name) { return name.starts_with("b"); };
@@ -152,7 +24,8 @@ TEST(ParamGroups, TakeTheirOwnOptionsAndPyTorchsLayout) {
   Problem together(at::kDouble), apart(at::kDouble);
   auto optimizer = policy.bind(together.parameters());
   auto weights = AdamW{.lr = 0.01}.bind({{"w1", apart.t.at("w1")}, {"w2", apart.t.at("w2")}});
-  auto biases = AdamW{.lr = 0.1, .weight_decay = 0}.bind({{"b1", apart.t.at("b1")}, {"b2", apart.t.at("b2")}});
+  auto biases =
+      AdamW{.lr = 0.1, .weight_decay = 0}.bind({{"b1", apart.t.at("b1")}, {"b2", apart.t.at("b2")}});
   ASSERT_EQ(optimizer.groups().size(), 2u);
   for (int step = 0; step < 20; ++step) {
     if (step == 10) {
@@ -165,25 +38,69 @@ TEST(ParamGroups, TakeTheirOwnOptionsAndPyTorchsLayout) {
     together.loss().backward(), apart.loss().backward();
     optimizer.step(), weights.step(), biases.step();
   }
-  for (const char* name : {"w1", "b1", "w2", "b2"}) EXPECT_TRUE(together.t.at(name).equal(apart.t.at(name))) << name;
+  for (const char* name : {"w1", "b1", "w2", "b2"})
+    EXPECT_TRUE(together.t.at(name).equal(apart.t.at(name))) << name;
   const auto groups = State(optimizer.state_dict()).get<std::vector<State>>("param_groups");
   EXPECT_EQ(groups[0].get<std::vector<std::int64_t>>("params"), (std::vector<std::int64_t>{0, 1}));
   EXPECT_EQ(groups[1].get<std::vector<std::int64_t>>("params"), (std::vector<std::int64_t>{2, 3}));
   EXPECT_EQ(groups[1].get<double>("lr"), 0.05);
-  EXPECT_EQ(error_of([&] { param_groups(SGD{}, group([](std::string_view) { return false; }, SGD{})).bind(apart.parameters()); }),
-            "param_groups: group 1 matches no parameter");
+  EXPECT_EQ(
+      error_of([&] {
+        param_groups(SGD{}, group([](std::string_view) { return false; }, SGD{})).bind(apart.parameters());
+      }),
+      "param_groups: group 1 matches no parameter");
 }
 
-TEST(Schedulers, ReduceLROnPlateau) {
-  ReduceLROnPlateau scheduler{.factor = 0.5, .patience = 1, .cooldown = 1, .min_lr = 0.2};
-  std::vector<ParamGroup> groups{{1.0, 1.0, {}}};
-  std::vector<double> found;
-  for (const double metric : {3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0}) {
-    scheduler.step(metric, groups);
-    found.push_back(groups[0].lr);
+TEST(ParamGroups, HandDownWhatSchedulersWrite) {
+  const auto is_bias = [](std::string_view name) { return name.starts_with("b"); };
+  const auto check = [&](const auto& policy, const auto& key) {
+    Problem together(at::kDouble), apart(at::kDouble);
+    auto optimizer = param_groups(policy, group(is_bias, policy)).bind(together.parameters());
+    auto weights = policy.bind({{"w1", apart.t.at("w1")}, {"w2", apart.t.at("w2")}});
+    auto biases = policy.bind({{"b1", apart.t.at("b1")}, {"b2", apart.t.at("b2")}});
+    for (int step = 0; step < 6; ++step) {
+      if (step == 3) optimizer.groups()[1].momentum = biases.groups()[0].momentum = 0.5;
+      together.make_gradients(step), apart.make_gradients(step);
+      optimizer.step(), weights.step(), biases.step();
+    }
+    for (const char* name : fixtures::parameter_names)
+      EXPECT_TRUE(together.t.at(name).equal(apart.t.at(name))) << name;
+    optimizer.groups()[1].momentum = 0.25,
+    optimizer.groups()[1].initial_lr = 0.125;  // not used in a step yet
+    const auto groups = State(optimizer.state_dict()).template get<std::vector<State>>("param_groups");
+    EXPECT_EQ(key(groups[0]), *weights.groups()[0].momentum);
+    EXPECT_EQ(key(groups[1]), 0.25);
+    EXPECT_EQ(groups[1].template get<double>("initial_lr"), 0.125);
+  };
+  check(SGD{.lr = 0.1, .momentum = 0.9}, [](const State& group) { return group.get<double>("momentum"); });
+  check(AdamW{.lr = 0.1}, [](const State& group) { return group.get<std::vector<double>>("betas")[0]; });
+}
+
+TEST(ParamGroups, AreAsBeforeIfAStateDictDoesNotFit) {
+  const auto is_bias = [](std::string_view name) { return name.starts_with("b"); };
+  const auto policy =
+      param_groups(SGD{.lr = 0.1, .momentum = 0.9}, group(is_bias, SGD{.lr = 0.2, .momentum = 0.9}));
+  Problem problem(at::kDouble), twin(at::kDouble), third(at::kDouble);
+  auto optimizer = policy.bind(problem.parameters()), other = policy.bind(twin.parameters());
+  auto swapped = param_groups(SGD{.lr = 0.5, .momentum = 0.1}, group(is_bias, SGD{.momentum = 0.1}))
+                     .bind({{"w1", third.t.at("w1")},
+                            {"b1", third.t.at("b2")},
+                            {"w2", third.t.at("w2")},
+                            {"b2", third.t.at("b1")}});
+  third.make_gradients(0);
+  swapped.step();
+  for (int step = 0; step < 5; ++step) {
+    if (step == 2) {
+      // The first group fits, the second does not.
+      EXPECT_EQ(error_of([&] { optimizer.load_state_dict(State(swapped.state_dict())); }),
+                "optimizer state of parameter 'b1': momentum_buffer has shape [3], expected [5]");
+      EXPECT_EQ(optimizer.groups()[0].lr, 0.1);
+    }
+    problem.make_gradients(step), twin.make_gradients(step);
+    optimizer.step(), other.step();
   }
-  // PyTorch 2.15 with the same arguments.
-  EXPECT_EQ(found, (std::vector<double>{1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25}));
+  for (const char* name : fixtures::parameter_names)
+    EXPECT_TRUE(problem.t.at(name).equal(twin.t.at(name))) << name;
 }
 
 TEST(Clip, ByNormAndByValue) {

@@ -117,7 +117,7 @@ constexpr void for_each_tensor(Batch& batch, F&& f) {
 
 /// How many samples a batch holds: the first dimension of its first tensor that has one; 1 if there is none.
 template <class Batch>
-std::int64_t batch_size(const Batch& batch) {
+[[gnu::always_inline]] inline std::int64_t batch_size(const Batch& batch) {
   std::int64_t size = -1;
   for_each_tensor(batch, [&](const at::Tensor& t) {
     if (size < 0 && t.defined() && t.dim() > 0) size = t.size(0);
@@ -137,7 +137,8 @@ bool elsewhere(const Batch& batch, at::Device device) {
 template <class Batch>
 void move_to(Batch& batch, at::Device device) {
   for_each_tensor(batch, [&](at::Tensor& t) {
-    if (t.defined() && t.device() != device) t = t.to(device, /*non_blocking=*/true);
+    if (!t.defined() || (device.is_cpu() && t.is_cpu())) [[likely]] return;
+    if (t.device() != device) t = t.to(device, /*non_blocking=*/true);
   });
 }
 

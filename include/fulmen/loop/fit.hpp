@@ -217,6 +217,25 @@ inline std::optional<std::int64_t> validation_interval(const Options& o, std::op
   return interval;
 }
 
+/// Counts batches beside the context, which is told before anybody looks, and when the epoch is left in whatever way.
+class BatchCounts {
+ public:
+  explicit BatchCounts(Context& ctx) : ctx_(&ctx) {}
+  ~BatchCounts() { tell(); }
+  BatchCounts(const BatchCounts&) = delete;
+  BatchCounts& operator=(const BatchCounts&) = delete;
+
+  void add(bool stepped) { ++batches_, steps_ += stepped; }
+  void tell() {
+    LoopAccess::total_batches(*ctx_) += std::exchange(batches_, 0);
+    LoopAccess::logged_steps(*ctx_) += std::exchange(steps_, 0);
+  }
+
+ private:
+  Context* ctx_;
+  std::int64_t batches_ = 0, steps_ = 0;
+};
+
 template <class Ctx, class Source, class Val>
 void train_epoch(Ctx& ctx, Source& source, Val& val, const std::optional<std::chrono::steady_clock::time_point>& deadline) {
   const Options& o = ctx.options();
@@ -239,34 +258,55 @@ void train_epoch(Ctx& ctx, Source& source, Val& val, const std::optional<std::ch
   };
 
   std::int64_t batch_idx = 0;
+  // For how many batches nothing can be due after a batch but an end that somebody asks for. The loop counts this down in
+  // place of looking at each option after each batch.
+  const auto quiet_batches = [&]() -> std::int64_t {
+    if (!limit || deadline || o.max_steps >= 0) return 0;
+    std::int64_t quiet = std::min(*limit - 1 - batch_idx, o.log_every_n_steps - 1 - LoopAccess::logged_steps(ctx) % o.log_every_n_steps);
+    if (validates_this_epoch && interval) {
+      const std::int64_t count = o.check_val_every_n_epoch == 0 ? LoopAccess::total_batches(ctx) : batch_idx;
+      quiet = std::min(quiet, *interval - 1 - count % *interval);
+    }
+    return quiet;
+  };
+  std::int64_t quiet = quiet_batches();
+  BatchCounts counts(ctx);
   auto it = train.begin();
   const auto end = train.end();
-  while ((!limit || batch_idx < *limit) && it != end) {
+  LoopAccess::by_step(ctx) = true;
+  while ((quiet > 0 || !limit || batch_idx < *limit) && it != end) {
     auto batch = *it;
-    // Where the size is unknown, only the next item tells whether this one is the last.
-    bool last = limit && batch_idx + 1 == *limit;
-    if (!limit) {
-      ++it;
-      last = !(it != end);
+    bool last = false;
+    if (quiet == 0) {
+      last = limit && batch_idx + 1 == *limit;
+      // Where the size is unknown, only the next item tells whether this one is the last.
+      if (!limit) {
+        ++it;
+        last = !(it != end);
+      }
     }
     LoopAccess::batch_idx(ctx) = batch_idx;
     LoopAccess::batch_size(ctx) = batch_size(batch);
     transfer(ctx, train, batch, true);
-    LoopAccess::by_step(ctx) = true;
     if (skips_epoch(ctx, batch, batch_idx)) {
       LoopAccess::by_step(ctx) = false;
       ctx.template advance_schedulers<Interval::epoch, false>(ctx.epoch());
       ++batch_idx;
       break;
     }
-    const BatchResult result = train_batch(ctx, batch, batch_idx, last, use);
+    const bool stepped = train_batch(ctx, batch, batch_idx, last, use) == BatchResult::stepped;
+    ++batch_idx;
+    counts.add(stepped);
+    if (quiet > 0 && !ctx.should_stop() && !InterruptScope::requested()) [[likely]] {
+      --quiet;
+      ++it;
+      continue;
+    }
+    counts.tell();
     LoopAccess::by_step(ctx) = false;
-    const bool stepped = result == BatchResult::stepped;
-    if (stepped && ++LoopAccess::logged_steps(ctx) % o.log_every_n_steps == 0) {
+    if (stepped && LoopAccess::logged_steps(ctx) % o.log_every_n_steps == 0) {
       ctx.log_metrics(ctx.metrics().step_metrics(Phase::train));
     }
-    ++batch_idx;
-    ++LoopAccess::total_batches(ctx);
     if (deadline && std::chrono::steady_clock::now() >= *deadline) [[unlikely]] ctx.request_stop();
     if (interrupted(ctx)) break;
     if constexpr (!is_none<Val>) {
@@ -280,7 +320,10 @@ void train_epoch(Ctx& ctx, Source& source, Val& val, const std::optional<std::ch
     }
     if (last || training_done(ctx)) break;
     if (limit) ++it;
+    quiet = quiet_batches();
+    LoopAccess::by_step(ctx) = true;
   }
+  LoopAccess::by_step(ctx) = false;
   source.note_state(ctx);
   if (ctx.interrupted()) return;
   if (batch_idx == 0) fail<std::invalid_argument>("fit: the training loader is empty, expected at least one batch");

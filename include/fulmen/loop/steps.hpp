@@ -1,7 +1,10 @@
 // Steps: a module's own, found by concepts, or the default ones made of forward, criterion and predictor.
 #pragma once
 
+#include <fulmen/criteria/call.hpp>
+#include <fulmen/criteria/sum.hpp>
 #include <fulmen/data/batch.hpp>
+#include <fulmen/fixed_string.hpp>
 #include <fulmen/loop/context.hpp>
 #include <fulmen/loop/hooks.hpp>
 #include <fulmen/none.hpp>
@@ -169,32 +172,50 @@ template <class M, class X>
 inline constexpr bool has_activation = requires(M& m, X x) { m.activation(x); };
 
 template <class Criterion, class Output, class Targets>
-inline constexpr bool criterion_takes = false;
+inline constexpr bool criterion_fits = false;
 template <class Criterion, class Output, class... T>
-inline constexpr bool criterion_takes<Criterion, Output, std::tuple<T...>> =
-    requires(Criterion& c, Output o, T... t) { { c(o, t...) } -> TensorLike; };
+inline constexpr bool criterion_fits<Criterion, Output, std::tuple<T&...>> = criterion_takes<Criterion, Output, T...>;
 
-template <class Criterion, class Output, class Targets>
-at::Tensor loss_of(Criterion& criterion, const Output& output, const Targets& targets) {
+/// What the log names of a step begin with.
+template <class Step>
+inline constexpr FixedString log_prefix{"train/"};
+template <>
+inline constexpr FixedString log_prefix<hooks::validation_step>{"val/"};
+template <>
+inline constexpr FixedString log_prefix<hooks::test_step>{"test/"};
+
+/// The criterion's value, logged under the name; of a sum of criteria also the parts, under names with the prefix of the step.
+template <class Step, class Ctx, class Output, class Targets>
+at::Tensor logged_loss(Ctx& ctx, LogName name, const Output& output, const Targets& targets) {
+  using Criterion = std::remove_reference_t<decltype(ctx.criterion())>;
   static_assert(!is_none<Criterion>,
                 "fulmen: the criterion is fulmen::none, so the module needs a training_step of its own");
-  static_assert(is_none<Criterion> || criterion_takes<Criterion, const Output&, Targets>,
+  static_assert(is_none<Criterion> || criterion_fits<Criterion, Output, Targets>,
                 "fulmen: the criterion cannot be called as criterion(output of forward, targets...) -> tensor");
-  if constexpr (criterion_takes<Criterion, const Output&, Targets>) {
-    return std::apply([&](auto&... t) { return criterion(output, t...); }, targets);
-  } else {
+  if constexpr (!criterion_fits<Criterion, Output, Targets>) {
     return {};
+  } else if constexpr (is_criterion_sum<Criterion>) {
+    const auto values = std::apply([&](auto&... t) { return ctx.criterion().values(output, t...); }, targets);
+    ctx.log(name, values.loss, {.prog_bar = true});
+    ctx.criterion().for_each(values, [&]<class Part>(const Part&, const at::Tensor& value) {
+      ctx.log(joined<log_prefix<Step>, Part::name>.text, value);
+    });
+    return values.loss;
+  } else {
+    at::Tensor loss = std::apply([&](auto&... t) { return call_criterion(ctx.criterion(), output, t...); }, targets);
+    ctx.log(name, loss, {.prog_bar = true});
+    return loss;
   }
 }
 
-/// The default training step: criterion(forward(inputs...), targets...), logged as train/loss.
+/// The default training step: criterion(forward(inputs...), targets...), logged as train/loss, the parts of a sum of
+/// criteria as train/<name>.
 template <class Ctx, class Batch>
 auto default_training_step(Ctx& ctx, Batch& batch) {
   if constexpr (forward_fits<hooks::training_step, typename Ctx::Module, Batch>()) {
     const auto parts = split<hooks::training_step, typename Ctx::Module>(batch);
     auto prediction = forward(ctx.module(), parts.first);
-    at::Tensor loss = loss_of(ctx.criterion(), prediction, parts.second);
-    ctx.log("train/loss", loss, {.prog_bar = true});
+    at::Tensor loss = logged_loss<hooks::training_step>(ctx, "train/loss", prediction, parts.second);
     return TrainingOutputs<decltype(prediction)>{std::move(loss), std::move(prediction)};
   } else {
     return TrainingOutputs<at::Tensor>{};
@@ -245,6 +266,13 @@ at::Tensor loss_in(const Outputs& outputs) {
   }
 }
 
+template <class Ctx>
+using PredictorOf = std::remove_cvref_t<decltype(std::declval<Ctx&>().predictor())>;
+
+/// Where a predictor cuts the inputs up, they stay where they are and infer moves the parts.
+template <class Ctx>
+inline constexpr bool moves_parts = CutsInputs<PredictorOf<Ctx>>;
+
 /// The module's own inference_step, or predictor(inputs, activation(forward)) on the device, with the targets.
 /// With a log name, the loss is logged as well, where it can be had: without an activation between forward and prediction.
 template <class Step, class Ctx, class Batch, class Name>
@@ -256,8 +284,9 @@ auto inference(Ctx& ctx, Batch& batch, std::int64_t batch_idx, Name loss_name) {
   } else if constexpr (!forward_fits<Step, M, Batch>()) {
     return InferenceOutputs<at::Tensor, at::Tensor>{};
   } else {
-    move_to(batch, ctx.device());
+    if constexpr (!moves_parts<Ctx>) move_to(batch, ctx.device());
     const auto parts = split<Step, M>(batch);
+    if constexpr (moves_parts<Ctx>) move_to(parts.second, ctx.device());
     auto inputs = one_or_tuple(parts.first);
     using Inputs = decltype(inputs);
     const auto run = [&](const Inputs& in) {
@@ -267,12 +296,15 @@ auto inference(Ctx& ctx, Batch& batch, std::int64_t batch_idx, Name loss_name) {
         return forward(module, std::apply([](auto&... x) { return std::tie(x...); }, in));
       }
     };
-    const auto infer = [&](Inputs in) { return activate(module, run(in)); };
+    const auto infer = [&](Inputs in) {
+      if constexpr (moves_parts<Ctx>) move_to(in, ctx.device());
+      return activate(module, run(in));
+    };
     using Output = decltype(run(inputs));
-    constexpr bool identity = std::is_same_v<std::remove_cvref_t<decltype(ctx.predictor())>, Identity>;
+    constexpr bool identity = std::is_same_v<PredictorOf<Ctx>, Identity>;
     constexpr bool wants_loss = !std::is_same_v<Name, None> && !is_none<std::remove_cvref_t<decltype(ctx.criterion())>>;
     const auto log_loss = [&](const auto& output) {
-      if constexpr (wants_loss) ctx.log(loss_name(), loss_of(ctx.criterion(), output, parts.second), {.prog_bar = true});
+      if constexpr (wants_loss) logged_loss<Step>(ctx, loss_name(), output, parts.second);
     };
     if constexpr (identity) {
       auto output = run(inputs);
@@ -281,7 +313,7 @@ auto inference(Ctx& ctx, Batch& batch, std::int64_t batch_idx, Name loss_name) {
       return InferenceOutputs<std::remove_cvref_t<decltype(prediction)>, decltype(one_or_tuple(parts.second))>{
           std::move(prediction), one_or_tuple(parts.second)};
     } else {
-      auto prediction = ctx.predictor()(inputs, infer);
+      auto prediction = fulmen::run(ctx.predictor(), inputs, infer);
       if constexpr (!has_activation<M, Output>) log_loss(prediction);
       return InferenceOutputs<decltype(prediction), decltype(one_or_tuple(parts.second))>{
           std::move(prediction), one_or_tuple(parts.second)};
@@ -296,13 +328,16 @@ auto default_predict_step(Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
   if constexpr (answers<hooks::inference_step, M>) {
     return call_step<hooks::inference_step>(ctx.module(), ctx, batch, batch_idx, ctx.dataloader_idx());
   } else if constexpr (forward_takes<M, decltype(members(batch))>) {
-    move_to(batch, ctx.device());
-    const auto infer = [&](auto... in) { return activate(ctx.module(), ctx.module().forward(in...)); };
+    if constexpr (!moves_parts<Ctx>) move_to(batch, ctx.device());
+    const auto infer = [&](auto... in) {
+      if constexpr (moves_parts<Ctx>) (move_to(in, ctx.device()), ...);
+      return activate(ctx.module(), ctx.module().forward(in...));
+    };
     auto all = members(batch);
     if constexpr (std::tuple_size_v<decltype(all)> == 1) {
-      return ctx.predictor()(std::get<0>(all), infer);
+      return run(ctx.predictor(), std::get<0>(all), infer);
     } else {
-      return ctx.predictor()(one_or_tuple(all), [&](auto in) { return std::apply(infer, std::move(in)); });
+      return run(ctx.predictor(), one_or_tuple(all), [&](auto in) { return std::apply(infer, std::move(in)); });
     }
   } else {
     return inference<hooks::predict_step>(ctx, batch, batch_idx, none).prediction;

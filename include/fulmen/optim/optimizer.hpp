@@ -8,8 +8,10 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
 
+#include <array>
 #include <concepts>
 #include <cstdint>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <tuple>
@@ -25,11 +27,12 @@ struct NamedParameter {
 };
 using NamedParameters = std::vector<NamedParameter>;
 
-/// Parameters that share their options. A scheduler reads `initial_lr` and writes `lr`.
+/// Parameters that share their options. A scheduler reads `initial_lr` and writes `lr`; some write `momentum` too.
 struct ParamGroup {
   double lr = 0;
   double initial_lr = 0;
   std::vector<at::Tensor> params;
+  std::optional<double> momentum{};  ///< momentum, or betas[0]; nothing where the optimizer has neither
 };
 
 /// A bound optimizer: parameters plus state. `step()` uses the gradients that are defined and leaves out the others.
@@ -67,6 +70,18 @@ struct PolicyTuple<std::tuple<P...>> {
   static type make(type policies) { return policies; }
 };
 
+/// What policies say of options that are out of range: std::invalid_argument.
+inline void at_least_0(const char* policy, const char* option, double value) {
+  if (!(value >= 0)) fail<std::invalid_argument>("{}::{} is {}, expected at least 0", policy, option, value);
+}
+inline void from_0_below_1(const char* policy, const char* option, const std::array<double, 2>& values) {
+  for (const double value : values) {
+    if (!(value >= 0 && value < 1)) {
+      fail<std::invalid_argument>("{}::{} has {}, expected at least 0 and below 1", policy, option, value);
+    }
+  }
+}
+
 inline std::vector<std::int64_t> indices(std::size_t count) {
   std::vector<std::int64_t> out(count);
   for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<std::int64_t>(i);
@@ -85,12 +100,17 @@ inline at::Tensor like(const at::Tensor& loaded, const at::Tensor& parameter, co
   return at::empty_like(parameter).copy_(loaded);
 }
 
-inline void load_group(ParamGroup& group, const std::vector<State>& loaded) {
+/// @throws std::runtime_error if what was loaded is not for as many groups and parameters.
+inline void check_group(const ParamGroup& group, const std::vector<State>& loaded) {
   if (loaded.size() != 1) fail("optimizer state has {} parameter groups, expected 1", loaded.size());
   const std::size_t count = loaded[0].get<std::vector<std::int64_t>>("params").size();
   if (count != group.params.size()) {
     fail("optimizer state has {} parameters, expected {}", count, group.params.size());
   }
+  loaded[0].get<double>("lr");
+}
+inline void load_group(ParamGroup& group, const std::vector<State>& loaded) {
+  check_group(group, loaded);
   group.lr = loaded[0].get<double>("lr");
   group.initial_lr = loaded[0].get_or<double>("initial_lr", group.lr);
 }

@@ -19,8 +19,8 @@ struct Group {
   Policy policy;
 };
 
-/// A group of the parameters whose names `match` accepts: `group([](std::string_view name) { return name.ends_with("bias"); },
-/// AdamW{.weight_decay = 0})`.
+/// A group of the parameters whose names `match` accepts: `group([](std::string_view name) { return
+/// name.ends_with("bias"); }, AdamW{.weight_decay = 0})`.
 template <std::predicate<std::string_view> Match, OptimizerPolicy Policy>
 Group<Match, Policy> group(Match match, Policy policy) {
   return {std::move(match), std::move(policy)};
@@ -28,7 +28,8 @@ Group<Match, Policy> group(Match match, Policy policy) {
 
 namespace detail {
 
-/// Several bound optimizers of one kind that act as one: a group each, in the order of PyTorch's param_groups.
+/// Several bound optimizers of one kind that act as one: a group each, in the order of PyTorch's
+/// param_groups.
 template <class Bound>
 class BoundGroups {
  public:
@@ -42,17 +43,17 @@ class BoundGroups {
     for (Bound& part : parts_) part.zero_grad();
   }
   void step() {
-    for (std::size_t i = 0; i < parts_.size(); ++i) {
-      parts_[i].groups()[0].lr = groups_[i].lr;  // a scheduler may have changed it
-      parts_[i].step();
-    }
+    hand_down();
+    for (Bound& part : parts_) part.step();
   }
 
-  /// As PyTorch's: one "state" with the parameters numbered through all groups, one entry of "param_groups" each.
+  /// As PyTorch's: one "state" with the parameters numbered through all groups, one entry of "param_groups"
+  /// each.
   State state_dict() const {
     State all, state;
     std::vector<State> groups;
     std::size_t offset = 0;
+    hand_down();
     for (std::size_t i = 0; i < parts_.size(); ++i) {
       const State part(parts_[i].state_dict());
       const std::size_t count = groups_[i].params.size();
@@ -63,7 +64,7 @@ class BoundGroups {
       State group = part.get<std::vector<State>>("param_groups")[0];
       std::vector<std::int64_t> numbers = indices(count);
       for (std::int64_t& number : numbers) number += static_cast<std::int64_t>(offset);
-      group.set("params", numbers).set("lr", groups_[i].lr);
+      group.set("params", numbers);
       groups.push_back(group);
       offset += count;
     }
@@ -71,30 +72,49 @@ class BoundGroups {
     return state;
   }
 
-  /// @throws std::runtime_error if the number of groups or parameters differs, or as the optimizer's own.
+  /// @throws std::runtime_error if the number of groups or parameters differs, or as the optimizer's own;
+  /// nothing is changed then.
   void load_state_dict(const State& state) {
     const auto groups = state.get<std::vector<State>>("param_groups");
     if (groups.size() != parts_.size()) {
       fail("optimizer state has {} parameter groups, expected {}", groups.size(), parts_.size());
     }
     const State all = state.get<State>("state");
-    std::size_t offset = 0;
-    for (std::size_t i = 0; i < parts_.size(); ++i) {
-      const std::size_t count = groups_[i].params.size();
-      State states, part;
-      for (std::size_t k = 0; k < count; ++k) {
-        if (all.contains(offset + k)) states.set(k, all.get<State>(offset + k));
+    hand_down();
+    std::vector<State> before;
+    try {
+      std::size_t offset = 0;
+      for (std::size_t i = 0; i < parts_.size(); ++i) {
+        const std::size_t count = groups_[i].params.size();
+        State states, part;
+        for (std::size_t k = 0; k < count; ++k) {
+          if (all.contains(offset + k)) states.set(k, all.get<State>(offset + k));
+        }
+        part.set("state", states).set("param_groups", std::vector<State>{groups[i]});
+        const State saved(parts_[i].state_dict());
+        parts_[i].load_state_dict(part);
+        before.push_back(saved);
+        offset += count;
       }
-      part.set("state", states).set("param_groups", std::vector<State>{groups[i]});
-      parts_[i].load_state_dict(part);
-      groups_[i].lr = parts_[i].groups()[0].lr;
-      groups_[i].initial_lr = parts_[i].groups()[0].initial_lr;
-      offset += count;
+    } catch (...) {
+      for (std::size_t i = 0; i < before.size(); ++i) parts_[i].load_state_dict(before[i]);
+      throw;
     }
+    for (std::size_t i = 0; i < parts_.size(); ++i) groups_[i] = parts_[i].groups()[0];
   }
 
  private:
-  std::vector<Bound> parts_;
+  /// To the parts what users and schedulers have written into the groups.
+  void hand_down() const {
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      ParamGroup& group = parts_[i].groups()[0];
+      group.lr = groups_[i].lr, group.initial_lr = groups_[i].initial_lr,
+      group.momentum = groups_[i].momentum;
+    }
+  }
+
+  mutable std::vector<Bound>
+      parts_;  // mutable: their groups follow ours, also when we are only asked for our state
   std::vector<ParamGroup> groups_;
 };
 
@@ -117,7 +137,9 @@ struct ParamGroups {
     std::vector<Bound> parts;
     parts.push_back(policy.bind(std::move(chosen[0])));
     std::size_t next = 1;
-    std::apply([&](const auto&... group) { (parts.push_back(group.policy.bind(std::move(chosen[next++]))), ...); }, groups);
+    std::apply(
+        [&](const auto&... group) { (parts.push_back(group.policy.bind(std::move(chosen[next++]))), ...); },
+        groups);
     return detail::BoundGroups<Bound>(std::move(parts));
   }
 
@@ -125,14 +147,18 @@ struct ParamGroups {
   /// The first group that matches; 0: none does.
   std::size_t index_of(std::string_view name) const {
     std::size_t index = 0, found = 0;
-    std::apply([&](const auto&... group) { ((++index, found = found == 0 && group.match(name) ? index : found), ...); }, groups);
+    std::apply(
+        [&](const auto&... group) {
+          ((++index, found = found == 0 && group.match(name) ? index : found), ...);
+        },
+        groups);
     return found;
   }
 };
 
-/// An optimizer with parameter groups: `param_groups(AdamW{}, group(is_bias, AdamW{.weight_decay = 0}), ...)`. A parameter
-/// takes the policy of the first group that matches its name, else the first argument. Schedulers drive each group from
-/// its own initial rate.
+/// An optimizer with parameter groups: `param_groups(AdamW{}, group(is_bias, AdamW{.weight_decay = 0}),
+/// ...)`. A parameter takes the policy of the first group that matches its name, else the first argument.
+/// Schedulers drive each group from its own initial rate.
 template <OptimizerPolicy Policy, class... Matches>
 ParamGroups<Policy, Matches...> param_groups(Policy policy, Group<Matches, Policy>... groups) {
   return {std::move(policy), {std::move(groups)...}};

@@ -1,4 +1,4 @@
-// Learning-rate schedulers: plain values, bound to an optimizer by the Trainer. Thunder's policies.
+// What a learning-rate scheduler is, when it advances, and how it is bound to an optimizer's parameter groups.
 #pragma once
 
 #include <fulmen/checkpoint/state.hpp>
@@ -7,54 +7,54 @@
 #include <fulmen/optim/optimizer.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
-#include <limits>
-#include <map>
+#include <span>
+#include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 namespace fulmen {
 
-/// A scheduler policy: `rate(t, initial, current)` is the learning rate from time t on, given the group's initial rate
-/// and the one it has now. Time 0 is when training begins; it advances by 1 each epoch (or each step: see per_step).
+/// The usual form of a scheduler: `rate(t, initial, current)` is the learning rate of a group from time t on, given
+/// its initial rate and the one it has now. Time 0 is when training begins; it advances by 1 each epoch (or step:
+/// per_step).
 template <class S>
-concept SchedulerPolicy = std::copy_constructible<S> && requires(const S& scheduler, std::int64_t t, double rate) {
+concept RatePolicy = requires(const S& scheduler, std::int64_t t, double rate) {
   { scheduler.rate(t, rate, rate) } -> std::convertible_to<double>;
 };
 
-/// Thunder's Switch: sets the rate at the given epochs and leaves it alone between them: `Switch{{{5, 1e-4}}}`.
-struct Switch {
-  std::map<std::int64_t, double> rates;
-
-  double rate(std::int64_t t, double, double current) const {
-    const auto found = rates.find(t);
-    return found == rates.end() ? current : found->second;
-  }
+/// The form for a scheduler that needs all groups, or writes their momentum: `update(t, groups)`.
+template <class S>
+concept GroupsPolicy = requires(S& scheduler, std::int64_t t, std::span<ParamGroup> groups) {
+  scheduler.update(t, groups);
 };
 
-/// Thunder's Multiply: multiplies the rate at the given epochs: `Multiply{{{5, 0.1}, {8, 0.1}}}`.
-struct Multiply {
-  std::map<std::int64_t, double> factors;
+/// The shortest form: anything callable as `double(std::int64_t t)`. What it returns is the rate, as in Thunder's
+/// Schedule; for a factor of the initial rate see LambdaLR.
+template <class S>
+concept RateFunction = std::is_invocable_r_v<double, const S&, std::int64_t>;
 
-  double rate(std::int64_t t, double, double current) const {
-    const auto found = factors.find(t);
-    return found == factors.end() ? current : current * found->second;
-  }
-};
+namespace detail {
 
-/// Thunder's Schedule: the rate is a function of the epoch: `Schedule{[](std::int64_t epoch) { return 1e-3 / (1 + epoch); }}`.
-template <std::invocable<std::int64_t> Function>
-struct Schedule {
-  Function function;
+/// Whether S is made of other schedulers: schedule/compose.hpp.
+template <class S>
+inline constexpr bool is_composite_scheduler = false;
 
-  double rate(std::int64_t t, double, double) const { return static_cast<double>(function(t)); }
-};
-template <class Function>
-Schedule(Function) -> Schedule<Function>;
+}  // namespace detail
+
+/// A scheduler policy: one of the three forms above, or several composed (schedule/compose.hpp). It may have, too:
+/// - `begin(groups)`: called once when it is bound, before time 0, with a std::span<ParamGroup>: checks options, sets
+///   initial rates;
+/// - `restart(initial, current)`: the rate with which it takes over in a SequentialLR; without it, that of time 0;
+/// - `state_dict()` and `load_state_dict(state)`: what it has to keep besides its time.
+template <class S>
+concept SchedulerPolicy = std::copy_constructible<S> &&
+    (RatePolicy<S> || GroupsPolicy<S> || RateFunction<S> || detail::is_composite_scheduler<S>);
 
 /// A scheduler that follows a logged value: `step(metric, groups)` changes the groups' rates by itself.
 template <class S>
@@ -69,8 +69,8 @@ concept AnySchedulerPolicy = SchedulerPolicy<S> || MonitoringSchedulerPolicy<S>;
 
 enum class Interval : std::uint8_t { epoch, step };
 
-/// When a scheduler advances and what it monitors: Lightning's lr_scheduler configuration. Made by per_step, per_epoch and
-/// monitoring.
+/// When a scheduler advances and what it monitors: Lightning's lr_scheduler configuration. Made by per_step,
+/// per_epoch and monitoring.
 template <AnySchedulerPolicy S, Interval When>
 struct Scheduled {
   S scheduler;
@@ -107,66 +107,6 @@ WithOptimizer<Optimizer, Scheduler> with_optimizer(Optimizer optimizer, Schedule
   return {std::move(optimizer), std::move(scheduler)};
 }
 
-/// Multiplies the rates by `factor` when a monitored value has not become better for more than `patience` epochs.
-/// Options, defaults and arithmetic: torch.optim.lr_scheduler.ReduceLROnPlateau. Monitors val/loss unless told otherwise.
-struct ReduceLROnPlateau {
-  enum class Mode : std::uint8_t { min, max };
-  enum class Threshold : std::uint8_t { rel, abs };
-
-  Mode mode = Mode::min;
-  double factor = 0.1;
-  std::int64_t patience = 10;
-  double threshold = 1e-4;
-  Threshold threshold_mode = Threshold::rel;
-  std::int64_t cooldown = 0;
-  double min_lr = 0;
-  double eps = 1e-8;
-
-  void step(double metric, std::vector<ParamGroup>& groups) {
-    if (better(metric)) {
-      best_ = metric;
-      bad_epochs_ = 0;
-    } else {
-      ++bad_epochs_;
-    }
-    if (cooldown_left_ > 0) {
-      --cooldown_left_;
-      bad_epochs_ = 0;
-    }
-    if (bad_epochs_ <= patience) return;
-    for (ParamGroup& group : groups) {
-      const double lower = std::max(group.lr * factor, min_lr);
-      if (group.lr - lower > eps) group.lr = lower;
-    }
-    cooldown_left_ = cooldown;
-    bad_epochs_ = 0;
-  }
-
-  State state_dict() const {
-    State state("ReduceLROnPlateau");
-    state.set("best", best_).set("num_bad_epochs", bad_epochs_).set("cooldown_counter", cooldown_left_);
-    return state;
-  }
-  void load_state_dict(const State& state) {
-    best_ = state.get<double>("best");
-    bad_epochs_ = state.get<std::int64_t>("num_bad_epochs");
-    cooldown_left_ = state.get<std::int64_t>("cooldown_counter");
-  }
-
-  // Public only because aggregates have no private members; NaN: nothing seen yet.
-  double best_ = std::numeric_limits<double>::quiet_NaN();
-  std::int64_t bad_epochs_ = 0, cooldown_left_ = 0;
-
- private:
-  bool better(double metric) const {
-    if (std::isnan(best_)) return !std::isnan(metric);
-    if (threshold_mode == Threshold::rel) {
-      return mode == Mode::min ? metric < best_ * (1 - threshold) : metric > best_ * (1 + threshold);
-    }
-    return mode == Mode::min ? metric < best_ - threshold : metric > best_ + threshold;
-  }
-};
-
 namespace detail {
 
 /// A policy alone means: by epoch, each epoch; one that monitors, val/loss.
@@ -193,60 +133,175 @@ struct AllSchedulerPolicies<None> : std::true_type {};
 template <class... S>
 struct AllSchedulerPolicies<std::tuple<S...>> : std::bool_constant<(is_scheduler<S> && ...)> {};
 
-/// A policy with its clock and the groups of the optimizer whose rates it sets.
+inline std::vector<double> rates_of(std::span<const ParamGroup> groups) {
+  std::vector<double> rates;
+  for (const ParamGroup& group : groups) rates.push_back(group.lr);
+  return rates;
+}
+
+/// Runs the policy's begin(groups) where it has one. A rate set by it is the initial one of a group that no scheduler
+/// has had before (`fresh`), unless it sets that, too: what Python's `setdefault("initial_lr", lr)` comes to.
+template <class S>
+void begin_scheduler(S& policy, std::span<ParamGroup> groups, bool fresh) {
+  if constexpr (requires { policy.begin(groups); }) {
+    const std::vector<ParamGroup> before(groups.begin(), groups.end());
+    policy.begin(groups);
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+      const bool only_rate = groups[i].lr != before[i].lr && groups[i].initial_lr == before[i].initial_lr;
+      if (fresh && only_rate) groups[i].initial_lr = groups[i].lr;
+    }
+  }
+}
+
+template <class S>
+State own_state(const S& policy) {
+  if constexpr (requires { policy.state_dict(); }) return policy.state_dict();
+  return State("scheduler");
+}
+template <class S>
+void load_own_state(S& policy, const State& state) {
+  if constexpr (requires { policy.load_state_dict(state); }) policy.load_state_dict(state);
+}
+
+/// A policy with its clock; composite ones are specialisations. Names of the state's keys are Python's. Groups that
+/// are added to the optimizer later keep the rate they bring.
+template <class S>
+class SchedulerNode {
+ public:
+  explicit SchedulerNode(S policy) : policy_(std::move(policy)) {}
+
+  /// What Python's constructor does, the rates of time 0 included. `fresh`: no other scheduler was there before.
+  void bind(std::span<ParamGroup> groups, bool fresh) {
+    begin_scheduler(policy_, groups, fresh);
+    base_lrs_.clear();
+    for (const ParamGroup& group : groups) base_lrs_.push_back(group.initial_lr);
+    start(groups);
+  }
+  void start(std::span<ParamGroup> groups) {
+    time_ = 0;
+    apply(groups);
+  }
+  /// Time 0 again, after another scheduler has had the groups.
+  void restart(std::span<ParamGroup> groups) {
+    time_ = 0;
+    if constexpr (requires { policy_.restart(0.0, 0.0); }) {
+      for_each(groups,
+               [&](ParamGroup& group, double initial) { group.lr = policy_.restart(initial, group.lr); });
+    } else {
+      apply(groups);
+    }
+  }
+  void step(std::span<ParamGroup> groups) {
+    ++time_;
+    apply(groups);
+  }
+  /// Before time 0: as a scheduler whose turn has not come.
+  void rewind() { time_ = -1; }
+
+  State state_dict(std::span<const ParamGroup> groups) const {
+    State state = own_state(policy_);
+    state.set("last_epoch", time_).set("base_lrs", base_lrs_);
+    state.set("_step_count", std::max<std::int64_t>(time_ + 1, 1)).set("_last_lr", rates_of(groups));
+    return state;
+  }
+  void load_state_dict(const State& state) {
+    auto base_lrs = state.get_or<std::vector<double>>("base_lrs", base_lrs_);
+    if (base_lrs.size() != base_lrs_.size()) {
+      fail("state of a scheduler has {} parameter groups, expected {}", base_lrs.size(), base_lrs_.size());
+    }
+    load_own_state(policy_, state);
+    base_lrs_ = std::move(base_lrs);
+    time_ = state.get<std::int64_t>("last_epoch");
+  }
+
+ private:
+  template <class F>
+  void for_each(std::span<ParamGroup> groups, F f) {
+    const std::size_t count = std::min(groups.size(), base_lrs_.size());
+    for (std::size_t i = 0; i < count; ++i) f(groups[i], base_lrs_[i]);
+  }
+  void apply(std::span<ParamGroup> groups) {
+    if constexpr (GroupsPolicy<S>) {
+      policy_.update(time_, groups.first(std::min(groups.size(), base_lrs_.size())));
+    } else if constexpr (RatePolicy<S>) {
+      for_each(groups, [&](ParamGroup& group, double initial) {
+        group.lr = static_cast<double>(policy_.rate(time_, initial, group.lr));
+      });
+    } else {
+      for_each(groups, [&](ParamGroup& group, double) {
+        group.lr = static_cast<double>(std::as_const(policy_)(time_));
+      });
+    }
+  }
+
+  S policy_;
+  std::vector<double> base_lrs_;
+  std::int64_t time_ = 0;
+};
+
+/// One that follows a logged value.
+template <class S>
+  requires(!SchedulerPolicy<S>)
+class SchedulerNode<S> {
+ public:
+  explicit SchedulerNode(S policy) : policy_(std::move(policy)) {}
+
+  void bind(std::span<ParamGroup> groups, bool fresh) { begin_scheduler(policy_, groups, fresh); }
+  void step(double metric, std::vector<ParamGroup>& groups) {
+    ++time_;
+    policy_.step(metric, groups);
+  }
+  State state_dict(std::span<const ParamGroup> groups) const {
+    State state = own_state(policy_);
+    state.set("last_epoch", time_).set("_last_lr", rates_of(groups));
+    return state;
+  }
+  void load_state_dict(const State& state) {
+    load_own_state(policy_, state);
+    time_ = state.get<std::int64_t>("last_epoch");
+  }
+
+ private:
+  S policy_;
+  std::int64_t time_ = 0;
+};
+
+/// A scheduler with the groups of the optimizer whose rates it sets.
 template <class S, Interval When>
 class BoundScheduler {
  public:
   static constexpr Interval interval = When;
   static constexpr bool monitors = !SchedulerPolicy<S>;
 
-  /// Sets the rates of time 0.
+  /// Sets the rates of time 0. @throws std::invalid_argument naming an option that is out of range
   BoundScheduler(Scheduled<S, When> scheduled, std::vector<ParamGroup>& groups)
-      : scheduled_(std::move(scheduled)), groups_(&groups) {
-    if (scheduled_.frequency < 1) {
-      fail<std::invalid_argument>("a scheduler's frequency is {}, expected at least 1", scheduled_.frequency);
+      : node_(std::move(scheduled.scheduler)),
+        frequency_(scheduled.frequency),
+        monitor_(std::move(scheduled.monitor)),
+        groups_(&groups) {
+    if (frequency_ < 1) {
+      fail<std::invalid_argument>("a scheduler's frequency is {}, expected at least 1", frequency_);
     }
-    if constexpr (!monitors) apply();
+    node_.bind(groups, true);
   }
 
   /// Advances by one: what the loop calls, and modules that optimise by hand.
-  void step()
-    requires(!monitors)
-  {
-    ++time_;
-    apply();
-  }
-  void step(double metric)
-    requires monitors
-  {
-    ++time_;
-    scheduled_.scheduler.step(metric, *groups_);
-  }
+  void step() requires(!monitors) { node_.step(*groups_); }
+  void step(double metric) requires monitors { node_.step(metric, *groups_); }
 
-  std::int64_t frequency() const { return scheduled_.frequency; }
-  const std::string& monitor() const { return scheduled_.monitor; }
+  /// The rates of the parameter groups now.
+  std::vector<double> get_last_lr() const { return rates_of(*groups_); }
+  std::int64_t frequency() const { return frequency_; }
+  const std::string& monitor() const { return monitor_; }
 
-  State state_dict() const {
-    State state("scheduler");
-    if constexpr (requires { scheduled_.scheduler.state_dict(); }) state = scheduled_.scheduler.state_dict();
-    state.set("last_epoch", time_);
-    return state;
-  }
-  void load_state_dict(const State& state) {
-    if constexpr (requires { scheduled_.scheduler.load_state_dict(state); }) scheduled_.scheduler.load_state_dict(state);
-    time_ = state.get<std::int64_t>("last_epoch");
-  }
+  State state_dict() const { return node_.state_dict(*groups_); }
+  void load_state_dict(const State& state) { node_.load_state_dict(state); }
 
  private:
-  void apply() {
-    for (ParamGroup& group : *groups_) {
-      group.lr = static_cast<double>(scheduled_.scheduler.rate(time_, group.initial_lr, group.lr));
-    }
-  }
-
-  Scheduled<S, When> scheduled_;
+  SchedulerNode<S> node_;
+  std::int64_t frequency_;
+  std::string monitor_;
   std::vector<ParamGroup>* groups_;
-  std::int64_t time_ = 0;
 };
 
 }  // namespace detail

@@ -1,0 +1,604 @@
+// Optimizers whose update of an element needs that element alone: on the CPU all parameters in one pass over
+// memory, elsewhere ATen's foreach or fused kernels.
+#pragma once
+
+#include <fulmen/checkpoint/state.hpp>
+#include <fulmen/error.hpp>
+#include <fulmen/optim/optimizer.hpp>
+#include <fulmen/optim/simd.hpp>
+
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/_foreach_neg.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/scalar_tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace fulmen {
+
+/// What a rule's update() sees: `width` elements at once (V, a vector) or the last few one by one (V = T).
+template <class T, class V, std::size_t Slots, std::size_t Present>
+class Elements {
+ public:
+  FULMEN_SIMD Elements(T* param, const T* grad, const std::array<T*, Slots>& state, std::ptrdiff_t offset)
+      : param_(param), grad_(grad), state_(state), offset_(offset) {}
+
+  /// Whether state tensor number k is there, for `if constexpr`: false where has_state(k) says so.
+  static consteval bool has(std::size_t k) { return Present >> k & 1; }
+
+  FULMEN_SIMD V param() const { return load(param_); }
+  FULMEN_SIMD V grad() const { return load(grad_); }
+  /// The gradient as most optimizers take it: negated to maximize, and with weight_decay times the parameter
+  /// (an L2 penalty). Without decay the parameter has no part in it, so that one that is infinite stays so.
+  FULMEN_SIMD V grad(bool maximize, double weight_decay) const {
+    const V g = grad() * scalar(maximize ? -1 : 1);
+    return weight_decay != 0 ? g + param() * scalar(weight_decay) : g;
+  }
+  /// State tensor number k of Rule::state_names.
+  FULMEN_SIMD V state(std::size_t k) const { return load(state_[k]); }
+  FULMEN_SIMD void set_param(const V& value) const { store(param_, value); }
+  FULMEN_SIMD void set_state(std::size_t k, const V& value) const { store(state_[k], value); }
+
+  /// A scalar in the type of the elements, to be used with vectors of them.
+  FULMEN_SIMD static T scalar(double value) { return static_cast<T>(value); }
+  /// A vector of that scalar, for conditional expressions, which need vectors on both sides.
+  FULMEN_SIMD static V fill(double value) { return V{} + scalar(value); }
+  /// torch.lerp: from + weight (to - from), computed from the nearer end; a weight of 1 gives `to` exactly.
+  FULMEN_SIMD static V lerp(const V& from, const V& to, double weight) {
+    return weight < 0.5 ? from + (to - from) * scalar(weight) : to - (to - from) * (1 - scalar(weight));
+  }
+  FULMEN_SIMD static V sqrt(const V& x) { return simd::sqrt(x); }
+  FULMEN_SIMD static V max(const V& a, const V& b) { return simd::max(a, b); }
+  FULMEN_SIMD static V min(const V& a, const V& b) { return simd::min(a, b); }
+  FULMEN_SIMD static V abs(const V& x) { return simd::abs(x); }
+  FULMEN_SIMD static V sign(const V& x) { return simd::sign<T>(x); }
+
+ private:
+  FULMEN_SIMD V load(const T* from) const {
+    V value;
+    std::memcpy(&value, from + offset_, sizeof(V));
+    return value;
+  }
+  FULMEN_SIMD void store(T* to, const V& value) const { std::memcpy(to + offset_, &value, sizeof(V)); }
+
+  T* param_;
+  const T* grad_;
+  std::array<T*, Slots> state_;  // a copy: the compiler can then see that no store changes it
+  std::ptrdiff_t offset_;
+};
+
+/// The same parameters as lists, for kernels that take lists.
+template <std::size_t Slots>
+struct TensorLists {
+  std::vector<at::Tensor> params, grads;
+  std::array<std::vector<at::Tensor>, Slots> state;
+};
+
+/// An option that is kept in an optimizer's state dict: its name there, and the policy's member.
+template <class Policy, class T>
+struct Option {
+  const char* name;
+  T Policy::*member;
+};
+template <class Policy, class T>
+constexpr Option<Policy, T> option(const char* name, T Policy::*member) {
+  return {name, member};
+}
+
+namespace detail {
+
+/// Python keeps a pair of numbers as a tuple.
+inline c10::IValue option_value(const std::array<double, 2>& pair) {
+  return c10::IValue(c10::ivalue::Tuple::create({pair[0], pair[1]}));
+}
+inline c10::IValue option_value(double number) { return number; }
+inline c10::IValue option_value(bool flag) { return flag; }
+inline c10::IValue option_value(std::int64_t number) { return number; }
+
+inline void load_option(const State& group, const char* name, std::array<double, 2>& pair) {
+  if (!group.contains(name)) return;
+  const auto values = group.get<std::vector<double>>(name);
+  if (values.size() != 2) fail("optimizer state: {} has {} numbers, expected 2", name, values.size());
+  pair = {values[0], values[1]};
+}
+template <class T>
+void load_option(const State& group, const char* name, T& value) {
+  value = group.get_or<T>(name, value);
+}
+
+/// The parts of a rule that need not be written.
+template <class Rule>
+consteval auto counter_names() {
+  if constexpr (requires { Rule::counter_names; })
+    return Rule::counter_names;
+  else
+    return std::array<const char*, 0>{};
+}
+template <class Rule>
+consteval std::size_t optional_states() {
+  if constexpr (requires { Rule::optional_states; }) {
+    return Rule::optional_states;
+  } else {
+    static_assert(
+        !requires(const Rule& rule) { rule.has_state(0); },
+        "fulmen: an elementwise optimizer with has_state(k) says how many of its last states it is about, as "
+        "static constexpr std::size_t optional_states");
+    return 0;
+  }
+}
+template <class Rule>
+bool has_state(const Rule& rule, std::size_t k) {
+  if constexpr (requires { rule.has_state(k); })
+    return rule.has_state(k);
+  else
+    return true;
+}
+template <class Rule>
+double initial_state(const Rule& rule, std::size_t k) {
+  if constexpr (requires { rule.initial_state(k); })
+    return rule.initial_state(k);
+  else
+    return 0;
+}
+
+/// Whether a policy has momentum or betas for schedulers to change: then it is its group's that counts.
+template <class Policy>
+std::optional<double> momentum_of(const Policy& policy) {
+  if constexpr (requires { policy.betas; })
+    return policy.betas[0];
+  else if constexpr (requires { policy.momentum; })
+    return policy.momentum;
+  else
+    return std::nullopt;
+}
+template <class Policy>
+void set_momentum(Policy& policy, double value) {
+  if constexpr (requires { policy.betas; })
+    policy.betas[0] = value;
+  else if constexpr (requires { policy.momentum; })
+    policy.momentum = value;
+}
+
+/// For rules' foreach(): the gradients as Elements::grad(maximize, weight_decay) gives them.
+template <std::size_t Slots>
+std::vector<at::Tensor> foreach_gradients(const TensorLists<Slots>& lists, bool maximize,
+                                          double weight_decay) {
+  std::vector<at::Tensor> out = maximize ? at::_foreach_neg(lists.grads) : lists.grads;
+  if (weight_decay == 0) return out;
+  if (!maximize) return at::_foreach_add(out, lists.params, weight_decay);
+  at::_foreach_add_(out, lists.params, weight_decay);
+  return out;
+}
+
+/// An elementwise optimizer bound to its parameters. `Rule` is the policy: see elementwise().
+template <class Rule>
+class BoundElementwise {
+  static constexpr std::size_t slots = Rule::state_names.size();
+  static constexpr auto counter_names = detail::counter_names<Rule>();
+  static constexpr std::size_t n_counters = counter_names.size();
+  // A counter without a name is not saved: it says only whether the parameter has had a step.
+  static constexpr bool nameless = n_counters > 0 &&
+                                   [] { return n_counters > 0 && *counter_names.front() == 0; }();
+  using Counters = std::array<double, n_counters>;
+  static constexpr std::size_t optional_states = detail::optional_states<Rule>();
+  static constexpr bool has_foreach = requires { &Rule::foreach; };
+
+ public:
+  BoundElementwise(const Rule& rule, NamedParameters parameters)
+      : rule_(rule), lists_(std::move(parameters), rule.lr), states_(lists_.params().size()) {
+    group().momentum = momentum_of(rule_);
+    in_one_pass_ = simd::supported();
+    for (const at::Tensor& p : lists_.params()) in_one_pass_ = in_one_pass_ && fits_one_pass(p);
+    if (!has_foreach && !in_one_pass_) {
+      fail<std::invalid_argument>(
+          "this optimizer has no foreach(), so it takes float32 and float64 parameters on the CPU only");
+    }
+  }
+
+  std::vector<ParamGroup>& groups() { return lists_.groups(); }
+  const std::vector<ParamGroup>& groups() const { return lists_.groups(); }
+  void zero_grad() { lists_.zero_grad(); }
+
+  void step() {
+    take_group();
+    if (!same_as_before()) [[unlikely]]
+      regroup();
+    copies_.clear(), converted_.clear();  // of a step that threw
+    if constexpr (has_foreach) {
+      if (!in_one_pass_) return step_by_lists();
+    }
+    step_in_one_pass();
+  }
+
+  /// In the layout of Python's torch.optim: {"state": {index: {...}}, "param_groups": [{...}]}.
+  State state_dict() const {
+    State all;
+    for (std::size_t i = 0; i < states_.size(); ++i) {
+      if (!states_[i].seen) continue;
+      const Counters counters = counters_of(i);
+      State one;
+      for (std::size_t k = nameless ? 1 : 0; k < n_counters; ++k) {
+        one.set(counter_names[k], at::scalar_tensor(counters[k], at::kFloat));
+      }
+      for (std::size_t k = 0; k < slots; ++k) {
+        if (states_[i].tensors[k].defined()) one.set(Rule::state_names[k], states_[i].tensors[k]);
+      }
+      if (one.size() > 0) all.set(i, one);
+    }
+    const ParamGroup& g = lists_.groups()[0];
+    Rule rule = rule_;
+    if (g.momentum) set_momentum(rule, *g.momentum);
+    State group;
+    group.set("lr", g.lr);
+    std::apply([&](const auto&... o) { (group.set(o.name, option_value(rule.*o.member)), ...); },
+               Rule::options);
+    // What Python's classes have besides, with the values that mean "decide yourself".
+    group.set("foreach", c10::IValue()).set("fused", c10::IValue());
+    group.set("capturable", false).set("differentiable", false);
+    group.set("initial_lr", g.initial_lr);
+    group.set("params", indices(states_.size()));
+    State state;
+    state.set("state", all);
+    state.set("param_groups", std::vector<State>{group});
+    return state;
+  }
+
+  /// As in Python the options that were saved count from now on, not those of the policy.
+  /// @throws std::runtime_error naming the key if something is missing, of another type or of another shape;
+  /// nothing is changed then.
+  void load_state_dict(const State& state) {
+    const at::NoGradGuard no_grad;
+    const std::vector<State> groups = state.get<std::vector<State>>("param_groups");
+    const State all = state.get<State>("state");
+    ParamGroup loaded_group = group();
+    load_group(loaded_group, groups);
+    Rule rule = rule_;
+    std::apply([&](const auto&... o) { (load_option(groups[0], o.name, rule.*o.member), ...); },
+               Rule::options);
+    std::vector<ParameterState> loaded(states_.size());
+    for (std::size_t i = 0; i < loaded.size(); ++i) {
+      if (!all.contains(i)) continue;
+      const State one = all.get<State>(i);
+      ParameterState& s = loaded[i];
+      for (std::size_t k = 0; k < slots; ++k) {
+        // Python's SGD may keep a None for a parameter that had no step yet.
+        if ((nameless || !has_state(rule, k)) && !has_tensor(one, Rule::state_names[k])) continue;
+        s.tensors[k] = like(one.get<at::Tensor>(Rule::state_names[k]), lists_.params()[i], lists_.name(i),
+                            Rule::state_names[k]);
+        s.seen = true;
+      }
+      for (std::size_t k = 0; k < n_counters; ++k) {
+        s.counters[k] = nameless && k == 0 ? double(s.seen) : number(one, counter_names[k]);
+      }
+      s.seen = s.seen || !nameless;
+    }
+    rule_ = rule;
+    loaded_group.momentum = momentum_of(rule_);
+    group() = std::move(loaded_group);
+    states_ = std::move(loaded);
+    segments_.clear(), slices_.clear();
+    forget_ = true;
+  }
+
+ private:
+  struct ParameterState {
+    Counters counters{};
+    std::array<at::Tensor, slots> tensors;
+    bool seen = false;  // had a gradient before
+  };
+  /// An active parameter, as the loops see it.
+  struct Slice {
+    void* param = nullptr;
+    const void* grad = nullptr;
+    std::array<void*, slots> state{};
+    std::int64_t begin = 0, end = 0;    // its place among all elements of its segment
+    std::size_t index = 0;              // of the parameter
+    std::vector<std::int64_t> strides;  // of its state; empty: contiguous
+  };
+  /// Active parameters of one type and device with the same counters: they share the scalars of a step.
+  struct Segment {
+    Counters counters;
+    at::ScalarType dtype;
+    at::Device device;
+    std::size_t begin, end;  // slices
+    TensorLists<slots> lists;
+  };
+
+  ParamGroup& group() { return lists_.groups()[0]; }
+
+  static bool fits_one_pass(const at::Tensor& p) {
+    return p.is_cpu() && (p.scalar_type() == at::kFloat || p.scalar_type() == at::kDouble);
+  }
+  static bool has_tensor(const State& one, const char* name) {
+    return one.contains(name) && !one.get<c10::IValue>(name).isNone();
+  }
+  static double number(const State& one, const char* name) {
+    const c10::IValue value = one.get<c10::IValue>(name);
+    if (value.isTensor() && value.toTensor().numel() == 1) return value.toTensor().item<double>();
+    if (value.isDouble() || value.isInt()) return value.toScalar().toDouble();
+    fail("optimizer state: {} is {}, expected a number or a tensor with one element", name, kind_of(value));
+  }
+
+  /// A parameter's counters; while it is active its segment has them.
+  Counters counters_of(std::size_t i) const {
+    for (const Segment& segment : segments_) {
+      for (std::size_t s = segment.begin; s < segment.end; ++s) {
+        if (slices_[s].index == i) return segment.counters;
+      }
+    }
+    return states_[i].counters;
+  }
+
+  /// Whether the parameters that have a gradient, and the state they need, are those of the last step.
+  bool same_as_before() {
+    const std::vector<at::Tensor>& params = lists_.params();
+    bool same = !std::exchange(forget_, false) && present() == present_;
+    std::size_t k = 0;
+    for (std::size_t i = 0; i < params.size(); ++i) {
+      if (!params[i].grad().defined()) continue;
+      if (same && k < active_.size() && active_[k] == i) [[likely]] {
+        ++k;
+        continue;
+      }
+      if (same)
+        active_.resize(k), same = false;
+      else if (k == 0)
+        active_.clear();
+      active_.push_back(i), ++k;
+    }
+    if (k != active_.size()) active_.resize(k), same = false;
+    return same;
+  }
+
+  void regroup() {
+    const at::NoGradGuard no_grad;
+    for (const Segment& segment : segments_) {
+      for (std::size_t s = segment.begin; s < segment.end; ++s)
+        states_[slices_[s].index].counters = segment.counters;
+    }
+    segments_.clear(), slices_.clear();
+    present_ = present();
+    for (const std::size_t i : active_) {
+      const at::Tensor& p = lists_.params()[i];
+      ParameterState& s = states_[i];
+      for (std::size_t k = 0; k < slots; ++k) {
+        if (!s.tensors[k].defined() && has_state(rule_, k))
+          s.tensors[k] = at::full_like(p, initial_state(rule_, k));
+      }
+      s.seen = true;
+    }
+    std::vector<std::size_t> rest = active_, others;
+    while (!rest.empty()) {
+      const at::Tensor& first = lists_.params()[rest[0]];
+      Segment segment{states_[rest[0]].counters, first.scalar_type(), first.device(), slices_.size(), 0, {}};
+      std::int64_t elements = 0;
+      others.clear();
+      for (const std::size_t i : rest) {
+        const at::Tensor& p = lists_.params()[i];
+        const ParameterState& s = states_[i];
+        if (s.counters != segment.counters || p.scalar_type() != segment.dtype ||
+            p.device() != segment.device) {
+          others.push_back(i);
+          continue;
+        }
+        Slice slice;
+        slice.index = i, slice.begin = elements, slice.end = elements += p.numel();
+        for (std::size_t k = 0; k < slots; ++k) {
+          if (in_one_pass_ && s.tensors[k].defined()) slice.state[k] = s.tensors[k].mutable_data_ptr();
+          if (!in_one_pass_) segment.lists.state[k].push_back(s.tensors[k]);
+        }
+        if (!in_one_pass_) segment.lists.params.push_back(p);
+        if (const at::Tensor dense = p.is_non_overlapping_and_dense() ? p : at::empty_like(p);
+            !dense.is_contiguous()) {
+          slice.strides = dense.strides().vec();
+        }
+        slices_.push_back(std::move(slice));
+      }
+      segment.end = slices_.size();
+      segments_.push_back(std::move(segment));
+      std::swap(rest, others);
+    }
+  }
+
+  /// What a step depends on besides gradients and counters: a scheduler may have changed it.
+  void take_group() {
+    rule_.lr = group().lr;
+    if (group().momentum) set_momentum(rule_, *group().momentum);
+  }
+  std::size_t present() const {
+    std::size_t mask = 0;
+    for (std::size_t k = 0; k < slots; ++k) mask |= std::size_t{has_state(rule_, k)} << k;
+    return mask;
+  }
+
+  void step_in_one_pass() {
+    for (const Segment& segment : segments_) {
+      for (std::size_t s = segment.begin; s < segment.end; ++s) {
+        const auto [param, grad] = dense(slices_[s], segment);
+        slices_[s].param = param->mutable_data_ptr();
+        slices_[s].grad = grad->const_data_ptr();
+        // Autograd's guard against a backward pass through a parameter that has changed meanwhile.
+        param->unsafeGetTensorImpl()->bump_version();
+      }
+    }
+    for (Segment& segment : segments_) {
+      const auto scalars = rule_.advance(segment.counters);
+      if (segment.dtype == at::kFloat)
+        run<float>(segment, scalars);
+      else
+        run<double>(segment, scalars);
+    }
+    finish();
+  }
+
+  /// A parameter and its gradient as the kernels can walk them: in the layout of the parameter's state.
+  std::pair<const at::Tensor*, const at::Tensor*> dense(const Slice& slice, const Segment& segment) {
+    const at::Tensor* p = &lists_.params()[slice.index];
+    const at::Tensor* g = &p->grad();
+    if (!p->is_non_overlapping_and_dense()) [[unlikely]]
+      p = &copied(*p);
+    if (p->scalar_type() != segment.dtype || p->device() != segment.device ||
+        p->numel() != slice.end - slice.begin ||
+        !(slice.strides.empty() ? p->is_contiguous() : p->strides() == slice.strides)) [[unlikely]] {
+      fail(
+          "parameter '{}' was given another type, device, shape or layout after the optimizer was bound to "
+          "it",
+          lists_.name(slice.index));
+    }
+    if (g->layout() != at::kStrided || g->scalar_type() != segment.dtype || g->device() != segment.device ||
+        g->is_neg() || g->numel() != p->numel() ||
+        (!(g->is_contiguous() && p->is_contiguous()) && g->strides() != p->strides())) [[unlikely]] {
+      g = &converted(*g, *p, slice.index);
+    }
+    return {p, g};
+  }
+
+  /// A dense copy of a parameter with gaps in memory; finish() takes its values back.
+  const at::Tensor& copied(const at::Tensor& p) {
+    const at::NoGradGuard no_grad;
+    return copies_.emplace_back(p, at::empty_like(p).copy_(p)).second;
+  }
+  /// A gradient in its parameter's type and layout.
+  const at::Tensor& converted(const at::Tensor& grad, const at::Tensor& p, std::size_t i) {
+    const at::NoGradGuard no_grad;
+    if (grad.layout() != at::kStrided)
+      fail("parameter '{}' has a sparse gradient, expected a dense one", lists_.name(i));
+    if (!grad.sizes().equals(p.sizes()))
+      fail("parameter '{}' has a gradient of another shape", lists_.name(i));
+    return converted_.emplace_back(at::empty_like(p).copy_(grad));
+  }
+  void finish() {
+    if (!copies_.empty()) [[unlikely]] {
+      const at::NoGradGuard no_grad;
+      for (const auto& [parameter, copy] : copies_) parameter.copy_(copy);
+    }
+    copies_.clear(), converted_.clear();
+  }
+
+  template <class T, class Scalars>
+  void run(const Segment& segment, const Scalars& scalars) {
+    // Smaller pieces are done before another thread is awake.
+    constexpr std::int64_t piece = 16384;
+    const std::int64_t size = slices_[segment.end - 1].end;
+    if (size < 4 * piece || at::get_num_threads() == 1) {
+      for (std::size_t s = segment.begin; s < segment.end; ++s) {
+        update<T>(slices_[s], 0, slices_[s].end - slices_[s].begin, scalars);
+      }
+      return;
+    }
+    simd::parallel_for((size + piece - 1) / piece, [&](std::int64_t first, std::int64_t last) {
+      const std::int64_t begin = first * piece, end = std::min(last * piece, size);
+      const auto slices = std::pair(slices_.begin() + segment.begin, slices_.begin() + segment.end);
+      auto slice = std::upper_bound(slices.first, slices.second, begin,
+                                    [](std::int64_t at, const Slice& s) { return at < s.end; });
+      // Cut where a vector ends: then it does not depend on the number of threads which elements are left
+      // over at the end, and so are rounded otherwise if the compiler joins products and sums there alone.
+      const auto cut = [](const Slice& s, std::int64_t at) {
+        constexpr std::int64_t width = simd::bytes / sizeof(T);
+        return std::clamp<std::int64_t>((at - s.begin + width - 1) / width * width, 0, s.end - s.begin);
+      };
+      for (; slice != slices.second && slice->begin < end; ++slice) {
+        update<T>(*slice, cut(*slice, begin), cut(*slice, end), scalars);
+      }
+    });
+  }
+
+  template <class T, class Scalars>
+  void update(const Slice& slice, std::int64_t begin, std::int64_t end, const Scalars& scalars) const {
+    // A loop of its own for each choice of the state tensors that the options ask for.
+    [&]<std::size_t... Choice>(std::index_sequence<Choice...>) {
+      constexpr std::size_t required = slots - optional_states;
+      const std::size_t choice = present_ >> required;
+      ((choice == Choice ? loop<T, Choice << required | ((1u << required) - 1)>(slice, begin, end, scalars)
+                         : void()),
+       ...);
+    }
+    (std::make_index_sequence<1u << optional_states>{});
+  }
+
+  template <class T, std::size_t Present, class Scalars>
+  FULMEN_SIMD_ENTRY void loop(const Slice& slice, std::int64_t begin, std::int64_t end,
+                              const Scalars& step) const {
+    using V = simd::Vector<T>;
+    constexpr std::int64_t width = sizeof(V) / sizeof(T);
+    // Copies, of which the compiler sees that no store to a tensor changes them.
+    const Rule rule = rule_;
+    const Scalars scalars = step;
+    T* const param = static_cast<T*>(slice.param);
+    const T* const grad = static_cast<const T*>(slice.grad);
+    std::array<T*, slots> state;
+    for (std::size_t k = 0; k < slots; ++k) state[k] = static_cast<T*>(slice.state[k]);
+    std::int64_t i = begin;
+    for (; i + width <= end; i += width)
+      rule.update(Elements<T, V, slots, Present>(param, grad, state, i), scalars);
+    for (; i < end; ++i) rule.update(Elements<T, T, slots, Present>(param, grad, state, i), scalars);
+    simd::leave();
+  }
+
+  void step_by_lists() {
+    const at::NoGradGuard no_grad;
+    for (Segment& segment : segments_) {
+      segment.lists.grads.clear();
+      for (std::size_t s = segment.begin; s < segment.end; ++s) {
+        const auto [param, grad] = dense(slices_[s], segment);
+        segment.lists.grads.push_back(*grad);
+        if (!copies_.empty()) [[unlikely]]
+          segment.lists.params[s - segment.begin] = *param;
+      }
+    }
+    for (Segment& segment : segments_) {
+      rule_.foreach (std::as_const(segment.lists), rule_.advance(segment.counters));
+      segment.lists.grads.clear();
+    }
+    finish();
+  }
+
+  Rule rule_;
+  GradientLists lists_;
+  std::vector<ParameterState> states_;  // by parameter
+  std::size_t present_ = 0;             // a bit for each state tensor that the options ask for
+  bool in_one_pass_ = true, forget_ = true;
+  std::vector<std::size_t> active_;  // parameters that have a gradient
+  std::vector<Slice> slices_;        // of the active parameters, by segment
+  std::vector<Segment> segments_;
+  // Of one step:
+  std::vector<at::Tensor> converted_;                      // gradients that came in another type or layout
+  std::vector<std::pair<at::Tensor, at::Tensor>> copies_;  // parameters with gaps in memory, and dense copies
+};
+
+}  // namespace detail
+
+/// Binds a rule, which is an optimizer policy of this kind (RMSprop is a short example), to parameters. A
+/// rule has
+///
+///   double lr                                                  and its other options as data members;
+///   `momentum` or
+///                                                              `betas` can then be changed by schedulers
+///   static constexpr auto options                              std::tuple of option(name, member), lr left
+///   out static constexpr std::array<const char*, N> state_names    the state tensors of a parameter Scalars
+///   advance(counters) const                            counts a step; the numbers that update() needs in it
+///   void update(const auto& elements, const Scalars&) const    marked FULMEN_SIMD; the arithmetic: see
+///   Elements
+///
+/// and may have: `counter_names` (numbers kept for each parameter, 0 before its first step, saved as Python
+/// does with `step`), `optional_states` with has_state(k) (whether the options ask for state tensor k, one of
+/// so many last ones), initial_state(k) (what it is filled with, else 0), and `void foreach(const
+/// TensorLists<N>&, const Scalars&) const` for other devices and types than float32 and float64 on the CPU.
+template <class Rule>
+detail::BoundElementwise<Rule> elementwise(const Rule& rule, NamedParameters parameters) {
+  return {rule, std::move(parameters)};
+}
+
+}  // namespace fulmen

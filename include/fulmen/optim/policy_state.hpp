@@ -1,0 +1,105 @@
+// The options of an optimizer policy in the form that Python's state dicts have them.
+#pragma once
+
+#include <fulmen/checkpoint/state.hpp>
+#include <fulmen/error.hpp>
+#include <fulmen/optim/elementwise.hpp>
+#include <fulmen/optim/optimizer.hpp>
+
+#include <ATen/core/ivalue.h>
+
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+namespace fulmen::detail {
+
+/// A pair or an array as a tuple, nothing as None, an enumerator as its name: option_names(enumerator)
+/// lists the names, found by argument-dependent look-up.
+template <class T>
+c10::IValue to_python(const T& value) {
+  if constexpr (std::is_enum_v<T>) {
+    return std::string(option_names(value)[static_cast<std::size_t>(value)]);
+  } else if constexpr (is_optional<T>) {
+    return value ? to_python(*value) : c10::IValue();
+  } else if constexpr (requires { std::tuple_size<T>::value; }) {
+    const auto tuple = [](const auto&... part) {
+      return c10::IValue(c10::ivalue::Tuple::create(std::vector<c10::IValue>{to_python(part)...}));
+    };
+    return std::apply(tuple, value);
+  } else {
+    return value;
+  }
+}
+
+/// A number, or a tensor with one element, as Python keeps counts and rates. @throws std::runtime_error
+/// naming the key.
+inline double number_in(const State& state, const char* name) {
+  const c10::IValue value = state.get<c10::IValue>(name);
+  if (value.isTensor() && value.toTensor().numel() == 1) return value.toTensor().item<double>();
+  if (!value.isDouble() && !value.isInt()) {
+    fail("optimizer state: {} is {}, expected a number or a tensor with one element", name, kind_of(value));
+  }
+  return value.toScalar().toDouble();
+}
+
+/// The other way. @throws std::runtime_error naming the option if the value is of another kind.
+template <class T>
+void from_python(const c10::IValue& value, const char* name, T& option) {
+  if constexpr (std::is_enum_v<T>) {
+    const auto names = option_names(option);
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      const bool same = value.isString() && value.toStringRef() == names[i];
+      // None means the default, which comes first.
+      if (same || (value.isNone() && i == 0)) return void(option = static_cast<T>(i));
+    }
+    fail("optimizer state: {} is {}, which is not known", name,
+         value.isString() ? value.toStringRef() : kind_of(value));
+  } else if constexpr (is_optional<T>) {
+    if (value.isNone())
+      option.reset();
+    else
+      from_python(value, name, option.emplace());
+  } else if constexpr (requires { std::tuple_size<T>::value; }) {
+    const std::vector<c10::IValue> parts = value.isTuple()  ? value.toTupleRef().elements().vec()
+                                           : value.isList() ? value.toListRef().vec()
+                                                            : std::vector<c10::IValue>{};
+    if (parts.size() != std::tuple_size_v<T>) {
+      fail("optimizer state: {} is {}, expected a tuple of {}", name, kind_of(value), std::tuple_size_v<T>);
+    }
+    std::size_t next = 0;
+    std::apply([&](auto&... part) { (from_python(parts[next++], name, part), ...); }, option);
+  } else {
+    State one;
+    one.set(name, value);
+    option = one.get<T>(name);
+  }
+}
+
+/// The entry of "param_groups" for a policy's options.
+template <class Policy>
+State group_state(Policy policy, const ParamGroup& group) {
+  if (group.momentum) set_momentum(policy, *group.momentum);
+  State state;
+  state.set("lr", group.lr);
+  std::apply([&](const auto&... o) { (state.set(o.name, to_python(policy.*o.member)), ...); },
+             Policy::options);
+  state.set("initial_lr", group.initial_lr).set("params", indices(group.params.size()));
+  return state;
+}
+
+/// A policy with the options that a state dict has; what it does not have stays. @throws std::runtime_error
+/// naming the option.
+template <class Policy>
+Policy policy_in(const std::vector<State>& groups, Policy policy) {
+  const auto load = [&](const auto& o) {
+    if (groups[0].contains(o.name))
+      from_python(groups[0].template get<c10::IValue>(o.name), o.name, policy.*o.member);
+  };
+  std::apply([&](const auto&... o) { (load(o), ...); }, Policy::options);
+  return policy;
+}
+
+}  // namespace fulmen::detail
