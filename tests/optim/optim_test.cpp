@@ -123,25 +123,4 @@ TEST(Clip, ByNormAndByValue) {
   EXPECT_EQ(a.grad()[0].item<float>(), 3.0f);
 }
 
-/// The rates of the first n epochs.
-template <class S>
-std::vector<double> rates(S scheduler, int n, double lr) {
-  std::vector<ParamGroup> groups{{lr, lr, {}}};
-  fulmen::detail::BoundScheduler<S, Interval::epoch> bound({scheduler, 1, {}}, groups);
-  std::vector<double> out;
-  for (int i = 0; i < n; ++i) {
-    out.push_back(groups[0].lr);
-    bound.step();
-  }
-  return out;
-}
-
-TEST(Schedulers, ThundersPolicies) {
-  EXPECT_EQ(rates(Switch{{{2, 0.5}, {4, 0.1}}}, 6, 1.0), (std::vector<double>{1, 1, 0.5, 0.5, 0.1, 0.1}));
-  EXPECT_EQ(rates(Switch{{{0, 0.5}}}, 2, 1.0), (std::vector<double>{0.5, 0.5}));
-  EXPECT_EQ(rates(Multiply{{{1, 0.5}, {3, 0.5}}}, 5, 1.0), (std::vector<double>{1, 0.5, 0.5, 0.25, 0.25}));
-  EXPECT_EQ(rates(Schedule{[](std::int64_t epoch) { return 1.0 / (1 + epoch); }}, 3, 9.0),
-            (std::vector<double>{1, 0.5, 1.0 / 3}));
-}
-
 }  // namespace
