@@ -1,4 +1,4 @@
-# Installs the headers and a CMake package: find_package(fulmen CONFIG) gives fulmen::fulmen.
+# Installs the headers and a CMake package: find_package(fulmen CONFIG) gives fulmen::fulmen and fulmen::pch.
 
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
@@ -6,7 +6,7 @@ include(CMakePackageConfigHelpers)
 set(package_dir "${CMAKE_INSTALL_DATADIR}/cmake/fulmen")
 target_include_directories(fulmen INTERFACE "$<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>")
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/" TYPE INCLUDE FILES_MATCHING PATTERN "*.hpp")
-install(TARGETS fulmen EXPORT fulmenTargets)
+install(TARGETS fulmen fulmen_precompiled EXPORT fulmenTargets)
 install(EXPORT fulmenTargets NAMESPACE fulmen:: DESTINATION "${package_dir}")
 
 configure_package_config_file(cmake/fulmenConfig.cmake.in "${PROJECT_BINARY_DIR}/fulmenConfig.cmake"

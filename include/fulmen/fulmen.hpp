@@ -16,6 +16,7 @@
 #include <fulmen/freeze.hpp>
 #include <fulmen/loggers/csv.hpp>
 #include <fulmen/loop/result.hpp>
+#include <fulmen/memory.hpp>
 #include <fulmen/metrics/accuracy.hpp>
 #include <fulmen/nn/sequential.hpp>
 #include <fulmen/optim/adadelta.hpp>
