@@ -41,7 +41,7 @@ def main(path):
     everything = functions(path)
     found = {}
     for name in everything:
-        if match := re.match(r"run_(\w+)\(", name):
+        if (match := re.match(r"run_(\w+)\(", name)) and "[clone" not in name:  # that is where exceptions are thrown
             found[match.group(1)] = calls(everything, name, r"fulmen::nn::|AnyModule|AnyValue|SequentialImpl", set())
     if found.keys() != {"chain", "nested", "hand", "boxed"}:
         sys.exit(f"{path}: found only {sorted(found)}: is this the right object?")
