@@ -1,42 +1,195 @@
-// A training step on one thread: the plain LibTorch loop, the loop an expert writes by hand, and fulmen's Trainer.
+// A training step end to end: the plain LibTorch loop, the loop of an expert, or fulmen's Trainer, on one
+// model; measured whenever a line comes in. bench/step.py starts one process a peer, asks them in turn and
+// prints the table.
 #include <fulmen/fulmen.hpp>
 
 #include <torch/torch.h>
 
-#include <benchmark/benchmark.h>
+#include <unistd.h>
 
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <filesystem>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#if __has_include(<valgrind/callgrind.h>)
+#include <valgrind/callgrind.h>
+#else
+#define CALLGRIND_START_INSTRUMENTATION
+#define CALLGRIND_STOP_INSTRUMENTATION
+#define CALLGRIND_ZERO_STATS
+#define CALLGRIND_DUMP_STATS_AT(label) static_cast<void>(label)
+#endif
 
 namespace {
 
-struct Mlp : torch::nn::Module {
-  torch::nn::Linear fc1, fc2;
-  Mlp(std::int64_t in, std::int64_t hidden, std::int64_t out) : fc1(in, hidden), fc2(hidden, out) {
-    register_module("fc1", fc1);
-    register_module("fc2", fc2);
-  }
+namespace nn = torch::nn;
+using Clock = std::chrono::steady_clock;
+using Batch = std::tuple<at::Tensor, at::Tensor>;
+
+constexpr std::int64_t kBatches = 64;  // in the data file; a loop takes them over and over
+constexpr std::int64_t kProven =
+    128;  // steps before the first measurement, after which all peers must have the same loss
+
+// The models. bench/peers/python.py has the same, with the same names.
+
+template <std::int64_t In, std::int64_t Hidden, std::int64_t Out, std::int64_t BatchSize>
+struct Mlp : nn::Module {
+  nn::Linear fc1{register_module("fc1", nn::Linear(In, Hidden))};
+  nn::Linear fc2{register_module("fc2", nn::Linear(Hidden, Out))};
   at::Tensor forward(const at::Tensor& x) { return fc2(at::relu(fc1(x))); }
+
+  static at::Tensor inputs() { return at::randn({kBatches, BatchSize, In}); }
+  static at::Tensor targets() { return at::randint(Out, {kBatches, BatchSize}, at::kLong); }
 };
 
-/// Shape of the model and how many steps a measurement runs.
-struct Size {
-  std::int64_t in, hidden, out, batch, steps;
-};
-const Size kSizes[] = {{4, 8, 2, 8, 2000}, {784, 64, 10, 64, 500}};
+/// Images 1×28×28, two convolutions.
+struct Cnn : nn::Module {
+  nn::Conv2d conv1{register_module("conv1", nn::Conv2d(nn::Conv2dOptions(1, 8, 3)))};
+  nn::Conv2d conv2{register_module("conv2", nn::Conv2d(nn::Conv2dOptions(8, 16, 3)))};
+  nn::Linear fc{register_module("fc", nn::Linear(16 * 5 * 5, 10))};
+  at::Tensor forward(const at::Tensor& x) {
+    const at::Tensor first = at::max_pool2d(at::relu(conv1(x)), 2);
+    return fc(at::max_pool2d(at::relu(conv2(first)), 2).flatten(1));
+  }
 
-/// The same batch again and again: what is measured is the step, not the loader.
-struct Repeat {
-  std::vector<std::tuple<at::Tensor, at::Tensor>> one;
+  static at::Tensor inputs() { return at::randn({kBatches, 32, 1, 28, 28}); }
+  static at::Tensor targets() { return at::randint(10, {kBatches, 32}, at::kLong); }
+};
+
+struct BlockImpl : nn::Module {
+  nn::LayerNorm norm1{register_module("norm1", nn::LayerNorm(nn::LayerNormOptions({32})))};
+  nn::Linear qkv{register_module("qkv", nn::Linear(32, 96))};
+  nn::Linear proj{register_module("proj", nn::Linear(32, 32))};
+  nn::LayerNorm norm2{register_module("norm2", nn::LayerNorm(nn::LayerNormOptions({32})))};
+  nn::Linear fc1{register_module("fc1", nn::Linear(32, 128))};
+  nn::Linear fc2{register_module("fc2", nn::Linear(128, 32))};
+
+  at::Tensor forward(const at::Tensor& x) {
+    const std::int64_t batch = x.size(0), time = x.size(1);
+    const auto parts = qkv(norm1(x)).view({batch, time, 3, 4, 8}).permute({2, 0, 3, 1, 4}).unbind(0);
+    const at::Tensor heads = at::scaled_dot_product_attention(parts[0], parts[1], parts[2]);
+    const at::Tensor attended = x + proj(heads.transpose(1, 2).reshape({batch, time, 32}));
+    return attended + fc2(at::gelu(fc1(norm2(attended))));
+  }
+};
+TORCH_MODULE(Block);
+
+/// Sequences of 16 tokens, two blocks of 4 heads, 32 channels.
+struct Transformer : nn::Module {
+  nn::Embedding embed{register_module("embed", nn::Embedding(64, 32))};
+  at::Tensor position{register_parameter("position", at::randn({16, 32}))};
+  Block block1{register_module("block1", Block())}, block2{register_module("block2", Block())};
+  nn::LayerNorm norm{register_module("norm", nn::LayerNorm(nn::LayerNormOptions({32})))};
+  nn::Linear head{register_module("head", nn::Linear(32, 10))};
+  at::Tensor forward(const at::Tensor& x) { return head(norm(block2(block1(embed(x) + position))).mean(1)); }
+
+  static at::Tensor inputs() { return at::randint(64, {kBatches, 16, 16}, at::kLong); }
+  static at::Tensor targets() { return at::randint(10, {kBatches, 16}, at::kLong); }
+};
+
+/// Initial weights and batches, which all peers of all languages read.
+template <class Net>
+void write_data(const std::filesystem::path& file) {
+  fulmen::seed_everything(0);
+  const Net net;
+  fulmen::State all("the data of a benchmark");
+  all.set("state_dict", fulmen::module_state(net));
+  all.set("inputs", Net::inputs());
+  all.set("targets", Net::targets());
+  fulmen::checkpoint::write(file, all);
+}
+
+template <class Net>
+struct Problem {
+  std::shared_ptr<Net> net = std::make_shared<Net>();
+  std::vector<Batch> batches;
+
+  explicit Problem(const std::filesystem::path& file) {
+    const fulmen::State all(fulmen::checkpoint::read(file), file.string());
+    fulmen::load_module_state(*net, all.get<fulmen::State>("state_dict"));
+    const auto inputs = all.get<at::Tensor>("inputs"), targets = all.get<at::Tensor>("targets");
+    for (std::int64_t i = 0; i < kBatches; ++i) batches.emplace_back(inputs[i].clone(), targets[i].clone());
+  }
+
+  const Batch& batch(std::int64_t i) const { return batches[static_cast<std::size_t>(i % kBatches)]; }
+  double mean_loss() const {
+    const at::NoGradGuard no_grad;
+    double sum = 0;
+    for (const auto& [x, y] : batches) sum += at::cross_entropy_loss(net->forward(x), y).item().toDouble();
+    return sum / kBatches;
+  }
+};
+
+// The peers: run(steps) gives back how long the steps took, without what happens before the first and after
+// the last.
+
+/// As in LibTorch's own examples.
+template <class Net>
+struct Plain {
+  Problem<Net>& problem;
+  torch::optim::Adam optimizer{problem.net->parameters(), 1e-3};
+
+  Clock::duration run(std::int64_t steps) {
+    const auto begin = Clock::now();
+    for (std::int64_t i = 0; i < steps; ++i) {
+      const auto& [x, y] = problem.batch(i);
+      optimizer.zero_grad();
+      const at::Tensor loss = torch::nn::functional::cross_entropy(problem.net->forward(x), y);
+      loss.backward();
+      optimizer.step();
+    }
+    return Clock::now() - begin;
+  }
+};
+
+/// The fastest that can be written by hand with LibTorch's autograd: one fused call for all parameters,
+/// gradients taken from them in place of being set to zero, one step counter for all.
+template <class Net>
+struct Expert {
+  Problem<Net>& problem;
+  std::vector<at::Tensor> params = problem.net->parameters(), grads{params.size()}, m{}, v{};
+  std::vector<at::Tensor> counters = std::vector<at::Tensor>(params.size(), at::zeros({}));
+  float* counter = counters[0].template mutable_data_ptr<float>();
+
+  explicit Expert(Problem<Net>& p) : problem(p) {
+    for (const at::Tensor& t : params) m.push_back(at::zeros_like(t)), v.push_back(at::zeros_like(t));
+  }
+  Clock::duration run(std::int64_t steps) {
+    const auto begin = Clock::now();
+    for (std::int64_t i = 0; i < steps; ++i) {
+      const auto& [x, y] = problem.batch(i);
+      at::cross_entropy_loss(problem.net->forward(x), y).backward();
+      for (std::size_t k = 0; k < params.size(); ++k) grads[k] = std::move(params[k].mutable_grad());
+      const at::NoGradGuard no_grad;
+      ++*counter;
+      at::_fused_adam_(params, grads, m, v, {}, counters, 1e-3, 0.9, 0.999, 0, 1e-8, false, false);
+    }
+    return Clock::now() - begin;
+  }
+};
+
+/// The batches as a loader of a given size.
+template <class Net>
+struct Loader {
+  const Problem<Net>* problem;
   std::int64_t count;
 
   struct Iterator {
-    const Repeat* self;
+    const Loader* loader;
     std::int64_t i;
-    const std::tuple<at::Tensor, at::Tensor>& operator*() const { return self->one[0]; }
-    Iterator& operator++() {
-      ++i;
-      return *this;
-    }
+    const Batch& operator*() const { return loader->problem->batch(i); }
+    Iterator& operator++() { return ++i, *this; }
     bool operator!=(const Iterator& other) const { return i != other.i; }
   };
   Iterator begin() const { return {this, 0}; }
@@ -44,87 +197,138 @@ struct Repeat {
   std::int64_t size() const { return count; }
 };
 
-struct Problem {
-  Size size;
-  std::shared_ptr<Mlp> module;
-  at::Tensor x, y;
-
-  explicit Problem(const benchmark::State& state) : size(kSizes[state.range(0)]) {
-    at::set_num_threads(1);
-    fulmen::seed_everything(0);
-    module = std::make_shared<Mlp>(size.in, size.hidden, size.out);
-    x = torch::randn({size.batch, size.in});
-    y = torch::randint(size.out, {size.batch});
-  }
-  Repeat loader() const { return {{{x, y}}, size.steps}; }
-  void report(benchmark::State& state) const { state.SetItemsProcessed(state.iterations() * size.steps); }
+/// Answers two hooks an epoch, none a step. It comes before the default callbacks, so that their work at an
+/// epoch's end is not in it.
+struct Stopwatch {
+  Clock::time_point begin;
+  Clock::duration spent{};
+  void on_train_epoch_start() { begin = Clock::now(); }
+  void on_train_epoch_end() { spent = Clock::now() - begin; }
 };
 
-void plain_libtorch(benchmark::State& state) {
-  const Problem p(state);
-  torch::optim::Adam optimizer(p.module->parameters(), 1e-3);
-  for (auto _ : state) {
-    for (std::int64_t i = 0; i < p.size.steps; ++i) {
-      optimizer.zero_grad();
-      torch::nn::functional::cross_entropy(p.module->forward(p.x), p.y).backward();
-      optimizer.step();
+/// A folder for the files of a run, removed with all that is in it.
+struct TemporaryFolder {
+  std::filesystem::path path;
+  TemporaryFolder() {
+    std::string name = (std::filesystem::temp_directory_path() / "fulmen-bench-XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("cannot make the folder " + name);
+    path = name;
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path, ignored);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+};
+
+/// DefaultRuntime: progress bar, CSV log, a checkpoint an epoch; the loss is logged either way. A run is an
+/// epoch.
+template <class Net, class Runtime, class Callbacks>
+struct Fulmen {
+  Problem<Net>& problem;
+  TemporaryFolder folder{};
+  fulmen::Trainer<Net, fulmen::CrossEntropy, fulmen::Adam, fulmen::None, fulmen::Identity, Callbacks, Runtime>
+      trainer{problem.net,
+              fulmen::CrossEntropy{},
+              fulmen::Adam{},
+              fulmen::none,
+              fulmen::Identity{},
+              Callbacks{},
+              {.max_epochs = 0, .default_root_dir = folder.path},
+              Runtime{.device = at::kCPU}};
+
+  Clock::duration run(std::int64_t steps) {
+    fulmen::Options options = trainer.options();
+    ++options.max_epochs;
+    trainer.set_options(options);
+    trainer.fit(Loader<Net>{&problem, steps});
+    return std::get<Stopwatch>(trainer.context().callbacks()).spent;
+  }
+};
+
+double nanoseconds(Clock::duration duration) {
+  return std::chrono::duration<double, std::nano>(duration).count();
+}
+
+/// Says "ready <loss>", then answers each line "<steps>" with "<nanoseconds a step> <nanoseconds before the
+/// first and after the last>".
+template <class Net, class Peer>
+int serve(const std::filesystem::path& file, std::FILE* answers, bool counting) {
+  Problem<Net> problem(file);
+  Peer peer{problem};
+  if (counting) {
+    // Instructions: a run, and one of twice as many steps; what they differ in is the steps.
+    for (const std::int64_t steps : {50, 50, 100}) {
+      const std::string label = "steps," + std::to_string(steps);
+      CALLGRIND_START_INSTRUMENTATION;
+      CALLGRIND_ZERO_STATS;
+      peer.run(steps);
+      CALLGRIND_DUMP_STATS_AT(label.c_str());
+      CALLGRIND_STOP_INSTRUMENTATION;
     }
+    return 0;
   }
-  p.report(state);
+  peer.run(kProven);
+  std::fprintf(answers, "ready %.9g\n", problem.mean_loss()), std::fflush(answers);
+  for (std::string line; std::getline(std::cin, line);) {
+    const std::int64_t steps = std::atoll(line.c_str());
+    const auto begin = Clock::now();
+    const Clock::duration stepping = peer.run(steps), all = Clock::now() - begin;
+    std::fprintf(answers, "%.1f %.1f\n", nanoseconds(stepping) / static_cast<double>(steps),
+                 nanoseconds(all - stepping));
+    std::fflush(answers);
+  }
+  return 0;
 }
 
-void by_an_expert(benchmark::State& state) {
-  const Problem p(state);
-  const std::vector<at::Tensor> params = p.module->parameters();
-  std::vector<at::Tensor> grads(params.size()), m, v;
-  for (const at::Tensor& t : params) m.push_back(at::zeros_like(t)), v.push_back(at::zeros_like(t));
-  const std::vector<at::Tensor> steps(params.size(), at::zeros({}));
-  float* step = steps[0].mutable_data_ptr<float>();
-  for (auto _ : state) {
-    for (std::int64_t i = 0; i < p.size.steps; ++i) {
-      at::cross_entropy_loss(p.module->forward(p.x), p.y).backward();
-      for (std::size_t k = 0; k < params.size(); ++k) grads[k] = std::move(params[k].mutable_grad());
-      const at::NoGradGuard no_grad;
-      ++*step;
-      at::_fused_adam_(params, grads, m, v, {}, steps, 1e-3, 0.9, 0.999, 0, 1e-8, false, false);
-    }
+template <class Net>
+int run_peer(std::string_view peer, std::filesystem::path file, std::FILE* answers) {
+  using fulmen::Accuracy, fulmen::MetricMonitor;
+  if (peer == "write") return write_data<Net>(file), 0;
+  const bool counting = file == "count";
+  const TemporaryFolder folder;
+  if (counting) write_data<Net>(file = folder.path / "data.pt");
+  if (peer == "plain") return serve<Net, Plain<Net>>(file, answers, counting);
+  if (peer == "expert") return serve<Net, Expert<Net>>(file, answers, counting);
+  if (peer == "barebones") {
+    return serve<Net, Fulmen<Net, fulmen::Runtime<>, std::tuple<Stopwatch>>>(file, answers, counting);
   }
-  p.report(state);
-}
-
-template <class Runtime>
-void by_fulmen(benchmark::State& state) {
-  const Problem p(state);
-  const auto folder = std::filesystem::temp_directory_path() / "fulmen-bench";
-  const Repeat loader = p.loader();
-  for (auto _ : state) {
-    fulmen::Trainer trainer{p.module,
-                            fulmen::CrossEntropy{},
-                            fulmen::Adam{},
-                            fulmen::none,
-                            fulmen::Identity{},
-                            fulmen::callbacks(),
-                            {.max_epochs = 1, .enable_model_summary = false, .default_root_dir = folder},
-                            Runtime{}};
-    trainer.fit(loader);
+  if (peer == "fulmen") {
+    struct Accuracies : MetricMonitor<Accuracy> {
+      Accuracies() : MetricMonitor(Accuracy{}) {}
+    };
+    return serve<Net, Fulmen<Net, fulmen::DefaultRuntime, std::tuple<Stopwatch, Accuracies>>>(file, answers,
+                                                                                              counting);
   }
-  p.report(state);
-  std::filesystem::remove_all(folder);
+  std::fprintf(stderr, "step_bench: no peer '%s'\n", std::string(peer).c_str());
+  return 2;
 }
-
-void by_fulmen_barebones(benchmark::State& state) { by_fulmen<fulmen::Runtime<>>(state); }
-/// With progress line, CSV log and a checkpoint at the end, as by default.
-void by_fulmen_default(benchmark::State& state) { by_fulmen<fulmen::DefaultRuntime>(state); }
-
-// The minimum of the repetitions is what to look at; the bench target interleaves them, so that a machine that slows down
-// slows all of them.
-#define STEP_BENCHMARK(NAME)                                                                                  \
-  BENCHMARK(NAME)->Arg(0)->Arg(1)->ArgName("mlp")->Unit(benchmark::kMillisecond)->Repetitions(5)               \
-      ->ComputeStatistics("min", [](const std::vector<double>& v) { return *std::min_element(v.begin(), v.end()); }) \
-      ->DisplayAggregatesOnly(true)
-STEP_BENCHMARK(plain_libtorch);
-STEP_BENCHMARK(by_an_expert);
-STEP_BENCHMARK(by_fulmen_barebones);
-STEP_BENCHMARK(by_fulmen_default);
 
 }  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 5) {
+    std::fprintf(
+        stderr,
+        "step_bench PEER MODEL THREADS FILE|count\n"
+        "PEER: write (makes FILE), plain, expert, barebones, fulmen; MODEL: micro, mlp, cnn, transformer\n"
+        "count: makes data of its own, runs some steps and then twice as many; to be run under callgrind\n");
+    return 2;
+  }
+  // What fulmen prints goes where errors go, so that a driver can make that a terminal.
+  std::FILE* answers = fdopen(dup(STDOUT_FILENO), "w");
+  if (answers == nullptr || dup2(STDERR_FILENO, STDOUT_FILENO) < 0) return 2;
+  const std::string_view peer = argv[1], model = argv[2];
+  at::set_num_threads(std::atoi(argv[3]));
+  try {
+    if (model == "micro") return run_peer<Mlp<4, 8, 2, 8>>(peer, argv[4], answers);
+    if (model == "mlp") return run_peer<Mlp<784, 64, 10, 64>>(peer, argv[4], answers);
+    if (model == "cnn") return run_peer<Cnn>(peer, argv[4], answers);
+    if (model == "transformer") return run_peer<Transformer>(peer, argv[4], answers);
+    std::fprintf(stderr, "step_bench: no model '%s'\n", argv[2]);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "step_bench: %s\n", error.what());
+  }
+  return 2;
+}

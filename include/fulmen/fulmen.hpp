@@ -12,6 +12,7 @@
 #include <fulmen/data/data_module.hpp>
 #include <fulmen/data/idx.hpp>
 #include <fulmen/data/loader.hpp>
+#include <fulmen/data/prefetch.hpp>
 #include <fulmen/data/tensor_loader.hpp>
 #include <fulmen/freeze.hpp>
 #include <fulmen/loggers/csv.hpp>

@@ -127,6 +127,67 @@ TEST(TensorLoader, ShufflesAnewEachEpochAndRepeatsWithTheSeed) {
   EXPECT_EQ(epoch(), first);
 }
 
+// The rows that are copied by hand are those that ATen takes, whatever the type, shape and place in memory.
+TEST(TensorLoader, GathersWhatIndexSelectDoes) {
+  const auto kinds = {at::kByte,  at::kBool, at::kHalf,   at::kInt,
+                      at::kFloat, at::kLong, at::kDouble, at::kComplexDouble};
+  const int before = at::get_num_threads();
+  for (const int threads : {1, 2}) {
+    at::set_num_threads(threads);
+    for (const at::ScalarType type : kinds) {
+      const at::Tensor wide = (at::rand({300, 2, 5}) * 100).to(type);
+      const at::Tensor narrow = wide.select(1, 0).select(1, 0).contiguous();
+      const at::Tensor large = (at::rand({300, 3, 40, 7}) * 100).to(type);
+      const at::Tensor strided = wide.transpose(1, 2);
+      const at::Tensor last_channel = large.contiguous(at::MemoryFormat::ChannelsLast);
+      const at::Tensor empty = at::empty({300, 0}, type);
+      const at::Tensor tail = at::cat({wide, wide}).narrow(0, 300, 300);
+      TensorLoader loader{{wide, narrow, large, strided, last_channel, empty, tail},
+                          {.batch_size = 256, .shuffle = true}};
+      TensorLoader numbers{{at::arange(300)}, {.batch_size = 256, .shuffle = true}};
+      seed_everything(5);
+      std::vector<at::Tensor> order;
+      for (const at::Tensor& index : numbers) order.push_back(index);
+      seed_everything(5);
+      std::size_t i = 0;
+      for (const auto& batch : loader) {
+        const auto expect = [&](const at::Tensor& got, const at::Tensor& from) {
+          const at::Tensor expected = from.index_select(0, order[i]);
+          EXPECT_TRUE(got.equal(expected)) << type;
+          EXPECT_EQ(got.strides(), expected.strides());
+          EXPECT_EQ(got.scalar_type(), type);
+        };
+        const auto& [a, b, c, d, e, f, g] = batch;
+        expect(a, wide), expect(b, narrow), expect(c, large), expect(d, strided), expect(e, last_channel);
+        expect(f, empty), expect(g, tail);
+        ++i;
+      }
+      EXPECT_EQ(i, 2u);
+    }
+  }
+  at::set_num_threads(before);
+}
+
+// The order for a seed is part of what makes a run repeatable: what Python's randperm gives for a seed that its randint
+// drew from the default generator.
+TEST(TensorLoader, OrderOfASeedStays) {
+  seed_everything(42);
+  TensorLoader loader{{at::arange(8)}, {.batch_size = 8, .shuffle = true}};
+  std::vector<at::Tensor> epochs;
+  for (int epoch = 0; epoch < 2; ++epoch) {
+    for (const at::Tensor& batch : loader) epochs.push_back(batch);
+  }
+  EXPECT_TRUE(epochs[0].equal(torch::tensor({0, 2, 6, 4, 3, 7, 1, 5}))) << epochs[0];
+  EXPECT_TRUE(epochs[1].equal(torch::tensor({5, 2, 6, 0, 4, 7, 1, 3}))) << epochs[1];
+}
+
+TEST(TensorLoader, LeavesTensorsWithGradientsToATen) {
+  const at::Tensor x = at::rand({4, 2}).requires_grad_(true);
+  TensorLoader loader{{x}, {.batch_size = 4, .shuffle = true}};
+  for (const at::Tensor& batch : loader) batch.sum().backward();
+  EXPECT_TRUE(x.grad().equal(at::ones({4, 2})));
+}
+
 TEST(TensorLoader, SaysWhatIsWrong) {
   const at::Tensor x = at::zeros({10, 3}), y = at::zeros({9});
   EXPECT_EQ(error_of([&] { TensorLoader{{x, y}}; }),
