@@ -225,16 +225,15 @@ class BatchCounts {
   BatchCounts(const BatchCounts&) = delete;
   BatchCounts& operator=(const BatchCounts&) = delete;
 
-  void add(bool stepped) { ++batches_, accumulated_ += !stepped; }
+  void add(bool stepped) { ++batches_, steps_ += stepped; }
   void tell() {
-    LoopAccess::total_batches(*ctx_) += batches_;
-    LoopAccess::logged_steps(*ctx_) += batches_ - accumulated_;
-    batches_ = accumulated_ = 0;
+    LoopAccess::total_batches(*ctx_) += std::exchange(batches_, 0);
+    LoopAccess::logged_steps(*ctx_) += std::exchange(steps_, 0);
   }
 
  private:
   Context* ctx_;
-  std::int64_t batches_ = 0, accumulated_ = 0;
+  std::int64_t batches_ = 0, steps_ = 0;
 };
 
 template <class Ctx, class Source, class Val>
@@ -275,8 +274,7 @@ void train_epoch(Ctx& ctx, Source& source, Val& val, const std::optional<std::ch
   auto it = train.begin();
   const auto end = train.end();
   LoopAccess::by_step(ctx) = true;
-  const bool any = !limit || *limit > 0;
-  while (any && it != end) {
+  while ((quiet > 0 || !limit || batch_idx < *limit) && it != end) {
     auto batch = *it;
     bool last = false;
     if (quiet == 0) {
