@@ -2,7 +2,7 @@
 """Where a training step's instructions go, counted by callgrind: kernels, dispatcher, autograd, memory, optimizer, loop.
 
     cmake --workflow --preset bench
-    python bench/profile.py [--bench build/bench/bench/step_bench] [--models micro,mlp] [--peers plain,expert,fulmen]
+    python bench/step_profile.py [--bench build/bench/bench/step_bench] [--models micro,mlp] [--peers plain,expert,fulmen]
 
 Needs valgrind. The counts are those of the functions themselves, of a step: an epoch of twice as many steps less one of as
 many. They are repeatable, but no times: a division counts as much as an addition.
