@@ -5,6 +5,7 @@
 #include <fulmen/checkpoint/state.hpp>
 #include <fulmen/error.hpp>
 #include <fulmen/optim/optimizer.hpp>
+#include <fulmen/optim/policy_state.hpp>
 #include <fulmen/optim/simd.hpp>
 
 #include <ATen/Parallel.h>
@@ -86,37 +87,7 @@ struct TensorLists {
   std::array<std::vector<at::Tensor>, Slots> state;
 };
 
-/// An option that is kept in an optimizer's state dict: its name there, and the policy's member.
-template <class Policy, class T>
-struct Option {
-  const char* name;
-  T Policy::*member;
-};
-template <class Policy, class T>
-constexpr Option<Policy, T> option(const char* name, T Policy::*member) {
-  return {name, member};
-}
-
 namespace detail {
-
-/// Python keeps a pair of numbers as a tuple.
-inline c10::IValue option_value(const std::array<double, 2>& pair) {
-  return c10::IValue(c10::ivalue::Tuple::create({pair[0], pair[1]}));
-}
-inline c10::IValue option_value(double number) { return number; }
-inline c10::IValue option_value(bool flag) { return flag; }
-inline c10::IValue option_value(std::int64_t number) { return number; }
-
-inline void load_option(const State& group, const char* name, std::array<double, 2>& pair) {
-  if (!group.contains(name)) return;
-  const auto values = group.get<std::vector<double>>(name);
-  if (values.size() != 2) fail("optimizer state: {} has {} numbers, expected 2", name, values.size());
-  pair = {values[0], values[1]};
-}
-template <class T>
-void load_option(const State& group, const char* name, T& value) {
-  value = group.get_or<T>(name, value);
-}
 
 /// The parts of a rule that need not be written.
 template <class Rule>
@@ -151,24 +122,6 @@ double initial_state(const Rule& rule, std::size_t k) {
     return rule.initial_state(k);
   else
     return 0;
-}
-
-/// Whether a policy has momentum or betas for schedulers to change: then it is its group's that counts.
-template <class Policy>
-std::optional<double> momentum_of(const Policy& policy) {
-  if constexpr (requires { policy.betas; })
-    return policy.betas[0];
-  else if constexpr (requires { policy.momentum; })
-    return policy.momentum;
-  else
-    return std::nullopt;
-}
-template <class Policy>
-void set_momentum(Policy& policy, double value) {
-  if constexpr (requires { policy.betas; })
-    policy.betas[0] = value;
-  else if constexpr (requires { policy.momentum; })
-    policy.momentum = value;
 }
 
 /// For rules' foreach(): the gradients as Elements::grad(maximize, weight_decay) gives them.
@@ -213,7 +166,7 @@ class BoundElementwise {
 
   void step() {
     take_group();
-    if (!same_as_before()) [[unlikely]]
+    if (!lists_.same_active() || present() != present_) [[unlikely]]
       regroup();
     copies_.clear(), converted_.clear();  // of a step that threw
     if constexpr (has_foreach) {
@@ -237,18 +190,10 @@ class BoundElementwise {
       }
       if (one.size() > 0) all.set(i, one);
     }
-    const ParamGroup& g = lists_.groups()[0];
-    Rule rule = rule_;
-    if (g.momentum) set_momentum(rule, *g.momentum);
-    State group;
-    group.set("lr", g.lr);
-    std::apply([&](const auto&... o) { (group.set(o.name, option_value(rule.*o.member)), ...); },
-               Rule::options);
+    State group = group_state(rule_, lists_.groups()[0]);
     // What Python's classes have besides, with the values that mean "decide yourself".
     group.set("foreach", c10::IValue()).set("fused", c10::IValue());
     group.set("capturable", false).set("differentiable", false);
-    group.set("initial_lr", g.initial_lr);
-    group.set("params", indices(states_.size()));
     State state;
     state.set("state", all);
     state.set("param_groups", std::vector<State>{group});
@@ -264,9 +209,7 @@ class BoundElementwise {
     const State all = state.get<State>("state");
     ParamGroup loaded_group = group();
     load_group(loaded_group, groups);
-    Rule rule = rule_;
-    std::apply([&](const auto&... o) { (load_option(groups[0], o.name, rule.*o.member), ...); },
-               Rule::options);
+    const Rule rule = policy_in(groups, rule_);
     std::vector<ParameterState> loaded(states_.size());
     for (std::size_t i = 0; i < loaded.size(); ++i) {
       if (!all.contains(i)) continue;
@@ -280,7 +223,7 @@ class BoundElementwise {
         s.seen = true;
       }
       for (std::size_t k = 0; k < n_counters; ++k) {
-        s.counters[k] = nameless && k == 0 ? double(s.seen) : number(one, counter_names[k]);
+        s.counters[k] = nameless && k == 0 ? double(s.seen) : number_in(one, counter_names[k]);
       }
       s.seen = s.seen || !nameless;
     }
@@ -289,7 +232,7 @@ class BoundElementwise {
     group() = std::move(loaded_group);
     states_ = std::move(loaded);
     segments_.clear(), slices_.clear();
-    forget_ = true;
+    lists_.forget();
   }
 
  private:
@@ -324,12 +267,6 @@ class BoundElementwise {
   static bool has_tensor(const State& one, const char* name) {
     return one.contains(name) && !one.get<c10::IValue>(name).isNone();
   }
-  static double number(const State& one, const char* name) {
-    const c10::IValue value = one.get<c10::IValue>(name);
-    if (value.isTensor() && value.toTensor().numel() == 1) return value.toTensor().item<double>();
-    if (value.isDouble() || value.isInt()) return value.toScalar().toDouble();
-    fail("optimizer state: {} is {}, expected a number or a tensor with one element", name, kind_of(value));
-  }
 
   /// A parameter's counters; while it is active its segment has them.
   Counters counters_of(std::size_t i) const {
@@ -341,27 +278,6 @@ class BoundElementwise {
     return states_[i].counters;
   }
 
-  /// Whether the parameters that have a gradient, and the state they need, are those of the last step.
-  bool same_as_before() {
-    const std::vector<at::Tensor>& params = lists_.params();
-    bool same = !std::exchange(forget_, false) && present() == present_;
-    std::size_t k = 0;
-    for (std::size_t i = 0; i < params.size(); ++i) {
-      if (!params[i].grad().defined()) continue;
-      if (same && k < active_.size() && active_[k] == i) [[likely]] {
-        ++k;
-        continue;
-      }
-      if (same)
-        active_.resize(k), same = false;
-      else if (k == 0)
-        active_.clear();
-      active_.push_back(i), ++k;
-    }
-    if (k != active_.size()) active_.resize(k), same = false;
-    return same;
-  }
-
   void regroup() {
     const at::NoGradGuard no_grad;
     for (const Segment& segment : segments_) {
@@ -370,7 +286,7 @@ class BoundElementwise {
     }
     segments_.clear(), slices_.clear();
     present_ = present();
-    for (const std::size_t i : active_) {
+    for (const std::size_t i : lists_.active()) {
       const at::Tensor& p = lists_.params()[i];
       ParameterState& s = states_[i];
       for (std::size_t k = 0; k < slots; ++k) {
@@ -379,7 +295,7 @@ class BoundElementwise {
       }
       s.seen = true;
     }
-    std::vector<std::size_t> rest = active_, others;
+    std::vector<std::size_t> rest = lists_.active(), others;
     while (!rest.empty()) {
       const at::Tensor& first = lists_.params()[rest[0]];
       Segment segment{states_[rest[0]].counters, first.scalar_type(), first.device(), slices_.size(), 0, {}};
@@ -569,8 +485,7 @@ class BoundElementwise {
   GradientLists lists_;
   std::vector<ParameterState> states_;  // by parameter
   std::size_t present_ = 0;             // a bit for each state tensor that the options ask for
-  bool in_one_pass_ = true, forget_ = true;
-  std::vector<std::size_t> active_;  // parameters that have a gradient
+  bool in_one_pass_ = true;
   std::vector<Slice> slices_;        // of the active parameters, by segment
   std::vector<Segment> segments_;
   // Of one step:

@@ -148,25 +148,36 @@ class GradientLists {
     for (const at::Tensor& p : params()) p.mutable_grad().reset();
   }
 
-  /// Gathers the gradients of the active parameters. @return whether these are the same parameters as the last time
-  /// @throws std::runtime_error for a sparse gradient.
-  bool gather() {
-    grads_.clear();
+  /// Looks which parameters are active. @return whether these are the same as the last time
+  bool same_active() {
     bool same = true;
+    std::size_t k = 0;
     for (std::size_t i = 0; i < params().size(); ++i) {
-      const at::Tensor& grad = params()[i].grad();
-      if (!grad.defined()) continue;
-      if (grad.is_sparse()) [[unlikely]] fail("parameter '{}' has a sparse gradient, expected a dense one", names_[i]);
-      const std::size_t k = grads_.size();
-      grads_.push_back(grad);
-      if (same && k < active_.size() && active_[k] == i) [[likely]] continue;
+      if (!params()[i].grad().defined()) continue;
+      if (same && k < active_.size() && active_[k] == i) [[likely]] {
+        ++k;
+        continue;
+      }
       if (same) active_.resize(k);
       same = false;
-      active_.push_back(i);
+      active_.push_back(i), ++k;
     }
-    if (same && active_.size() != grads_.size()) {
-      active_.resize(grads_.size());
-      same = false;
+    if (k != active_.size()) active_.resize(k), same = false;
+    return same;
+  }
+
+  /// The same, and gathers their gradients.
+  /// @throws std::runtime_error for a sparse gradient.
+  bool gather() {
+    const bool same = same_active();
+    grads_.clear();
+    for (const std::size_t i : active_) {
+      const at::Tensor& grad = params()[i].grad();
+      if (grad.is_sparse()) [[unlikely]] {
+        forget();  // this step is not taken: the next one must look anew
+        fail("parameter '{}' has a sparse gradient, expected a dense one", names_[i]);
+      }
+      grads_.push_back(grad);
     }
     if (!same) {
       active_params_.clear();
@@ -178,7 +189,7 @@ class GradientLists {
   /// Indices of the active parameters, and the parameters themselves.
   const std::vector<std::size_t>& active() const { return active_; }
   const std::vector<at::Tensor>& active_params() const { return active_params_; }
-  /// Makes the next gather() say that something has changed.
+  /// Makes the next look say that something has changed.
   void forget() { active_.clear(); }
 
  private:

@@ -1,20 +1,54 @@
-// The options of an optimizer policy in the form that Python's state dicts have them.
+// The options of an optimizer policy: which they are, and the form that Python's state dicts have them in.
 #pragma once
 
 #include <fulmen/checkpoint/state.hpp>
 #include <fulmen/error.hpp>
-#include <fulmen/optim/elementwise.hpp>
 #include <fulmen/optim/optimizer.hpp>
 
 #include <ATen/core/ivalue.h>
 
-#include <cstring>
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
-namespace fulmen::detail {
+namespace fulmen {
+
+/// An option that is kept in an optimizer's state dict: its name there, and the policy's member.
+template <class Policy, class T>
+struct Option {
+  const char* name;
+  T Policy::*member;
+};
+template <class Policy, class T>
+constexpr Option<Policy, T> option(const char* name, T Policy::*member) {
+  return {name, member};
+}
+
+namespace detail {
+
+/// Whether a policy has momentum or betas for schedulers to change: then it is its group's that counts.
+template <class Policy>
+std::optional<double> momentum_of(const Policy& policy) {
+  if constexpr (requires { policy.betas; })
+    return policy.betas[0];
+  else if constexpr (requires { policy.momentum; })
+    return policy.momentum;
+  else
+    return std::nullopt;
+}
+template <class Policy>
+void set_momentum(Policy& policy, double value) {
+  if constexpr (requires { policy.betas; })
+    policy.betas[0] = value;
+  else if constexpr (requires { policy.momentum; })
+    policy.momentum = value;
+}
 
 /// A pair or an array as a tuple, nothing as None, an enumerator as its name: option_names(enumerator)
 /// lists the names, found by argument-dependent look-up.
@@ -90,16 +124,32 @@ State group_state(Policy policy, const ParamGroup& group) {
   return state;
 }
 
+/// One option from a parameter group's entry; without it the option stays. @throws std::runtime_error naming it.
+template <class T>
+void load_option(const State& group, const char* name, T& option) {
+  if (!group.contains(name)) return;
+  if constexpr (std::is_enum_v<T> || is_optional<T>) {
+    from_python(group.get<c10::IValue>(name), name, option);
+  } else if constexpr (requires { option.fill(0.0); }) {
+    const auto values = group.get<std::vector<double>>(name);
+    if (values.size() != option.size()) {
+      fail("optimizer state: {} has {} numbers, expected {}", name, values.size(), option.size());
+    }
+    std::copy(values.begin(), values.end(), option.begin());
+  } else if constexpr (requires { std::tuple_size<T>::value; }) {
+    from_python(group.get<c10::IValue>(name), name, option);
+  } else {
+    option = group.get<T>(name);
+  }
+}
+
 /// A policy with the options that a state dict has; what it does not have stays. @throws std::runtime_error
 /// naming the option.
 template <class Policy>
 Policy policy_in(const std::vector<State>& groups, Policy policy) {
-  const auto load = [&](const auto& o) {
-    if (groups[0].contains(o.name))
-      from_python(groups[0].template get<c10::IValue>(o.name), o.name, policy.*o.member);
-  };
-  std::apply([&](const auto&... o) { (load(o), ...); }, Policy::options);
+  std::apply([&](const auto&... o) { (load_option(groups[0], o.name, policy.*o.member), ...); }, Policy::options);
   return policy;
 }
 
-}  // namespace fulmen::detail
+}  // namespace detail
+}  // namespace fulmen
