@@ -5,6 +5,7 @@
 #include <benchmark/benchmark.h>
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -61,7 +62,10 @@ struct Tiny {
   }
 };
 
-/// What all loops have to do besides: they stop when asked to, or after a number of steps, and log every 50 steps.
+/// Set by a handler of Ctrl-C.
+std::atomic<bool> interrupted{false};
+
+/// What all loops have to do besides: they stop when asked to, on Ctrl-C or after a number of steps, and log every 50 steps.
 struct Context {
   bool stop = false;
   std::int64_t step = 0, max_steps = -1, log_every = 50, logged = 0;
@@ -71,7 +75,7 @@ struct Context {
 [[gnu::always_inline]] inline bool after_step(Context& ctx) {
   ++ctx.step;
   if (ctx.step % ctx.log_every == 0) ctx.log();
-  return !ctx.stop && (ctx.max_steps < 0 || ctx.step < ctx.max_steps);
+  return !ctx.stop && !interrupted.load(std::memory_order_relaxed) && (ctx.max_steps < 0 || ctx.step < ctx.max_steps);
 }
 
 std::int64_t calls = 0;  // of callbacks

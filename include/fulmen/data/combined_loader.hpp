@@ -32,11 +32,6 @@ struct CombineMode {
 
 namespace detail {
 
-template <class L>
-inline constexpr bool has_size = requires(const L& l) {
-  { l.size() } -> std::convertible_to<std::int64_t>;
-};
-
 /// The range behind a loader or a pointer to one.
 template <class L>
 using RangeOf = std::remove_reference_t<decltype(loader_of(std::declval<L&>(), ""))>;

@@ -66,10 +66,15 @@ decltype(auto) loader_of(L& argument, const char* called) {
   }
 }
 
+template <class L>
+inline constexpr bool has_size = requires(const std::remove_reference_t<L>& loader) {
+  { loader.size() } -> std::convertible_to<std::int64_t>;
+};
+
 /// The number of batches, where the loader knows it.
 template <class L>
 std::optional<std::int64_t> loader_size(const L& loader) {
-  if constexpr (requires { { loader.size() } -> std::convertible_to<std::int64_t>; }) {
+  if constexpr (has_size<L>) {
     return static_cast<std::int64_t>(loader.size());
   } else {
     return std::nullopt;

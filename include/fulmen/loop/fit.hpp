@@ -217,27 +217,32 @@ inline std::optional<std::int64_t> validation_interval(const Options& o, std::op
   return interval;
 }
 
-/// Counts batches beside the context, which is told before anybody looks, and when the epoch is left in whatever way.
+/// Counts what the context is told before anybody looks, and when the epoch is left in whatever way: the batches done, which
+/// `batch_idx` is the number of, and the optimizer's steps.
 class BatchCounts {
  public:
-  explicit BatchCounts(Context& ctx) : ctx_(&ctx) {}
+  BatchCounts(Context& ctx, const std::int64_t& batch_idx) : ctx_(&ctx), batch_idx_(&batch_idx) {}
   ~BatchCounts() { tell(); }
   BatchCounts(const BatchCounts&) = delete;
   BatchCounts& operator=(const BatchCounts&) = delete;
 
-  void add(bool stepped) { ++batches_, steps_ += stepped; }
+  /// To be said of each batch. Counts those without a step, so that nothing is left of it where each has one.
+  void stepped(bool yes) { without_step_ += !yes; }
   void tell() {
-    LoopAccess::total_batches(*ctx_) += std::exchange(batches_, 0);
-    LoopAccess::logged_steps(*ctx_) += std::exchange(steps_, 0);
+    const std::int64_t batches = *batch_idx_ - std::exchange(told_, *batch_idx_);
+    LoopAccess::total_batches(*ctx_) += batches;
+    LoopAccess::logged_steps(*ctx_) += batches - std::exchange(without_step_, 0);
   }
 
  private:
   Context* ctx_;
-  std::int64_t batches_ = 0, steps_ = 0;
+  const std::int64_t* batch_idx_;
+  std::int64_t told_ = 0, without_step_ = 0;
 };
 
+/// Not inlined, so that its loop has the registers to itself, and a profile shows it.
 template <class Ctx, class Source, class Val>
-void train_epoch(Ctx& ctx, Source& source, Val& val, const std::optional<std::chrono::steady_clock::time_point>& deadline) {
+[[gnu::noinline]] void train_epoch(Ctx& ctx, Source& source, Val& val, const std::optional<std::chrono::steady_clock::time_point>& deadline) {
   const Options& o = ctx.options();
   using M = typename Ctx::Module;
   auto& train = source.loader(ctx.epoch());
@@ -258,27 +263,28 @@ void train_epoch(Ctx& ctx, Source& source, Val& val, const std::optional<std::ch
   };
 
   std::int64_t batch_idx = 0;
-  // For how many batches nothing can be due after a batch but an end that somebody asks for. The loop counts this down in
-  // place of looking at each option after each batch.
-  const auto quiet_batches = [&]() -> std::int64_t {
-    if (!limit || deadline || o.max_steps >= 0) return 0;
+  // The next batch after which something can be due besides an end that somebody asks for. Up to there the loop looks at no
+  // option.
+  const auto next_due = [&]() -> std::int64_t {
+    if (!limit || deadline || o.max_steps >= 0) return batch_idx;
     std::int64_t quiet = std::min(*limit - 1 - batch_idx, o.log_every_n_steps - 1 - LoopAccess::logged_steps(ctx) % o.log_every_n_steps);
     if (validates_this_epoch && interval) {
       const std::int64_t count = o.check_val_every_n_epoch == 0 ? LoopAccess::total_batches(ctx) : batch_idx;
       quiet = std::min(quiet, *interval - 1 - count % *interval);
     }
-    return quiet;
+    return batch_idx + quiet;
   };
-  std::int64_t quiet = quiet_batches();
-  BatchCounts counts(ctx);
   auto it = train.begin();
   const auto end = train.end();
+  const auto has_batch = [&] { return (!limit || batch_idx < *limit) && it != end; };
+  const auto is_last = [&] { return limit && batch_idx + 1 == *limit; };
+  std::int64_t due = next_due();
+  bool more = has_batch(), last = is_last(), skipped = false;
+  BatchCounts counts(ctx, batch_idx);
   LoopAccess::by_step(ctx) = true;
-  while ((quiet > 0 || !limit || batch_idx < *limit) && it != end) {
+  while (more) {
     auto batch = *it;
-    bool last = false;
-    if (quiet == 0) {
-      last = limit && batch_idx + 1 == *limit;
+    if constexpr (!has_size<decltype(train)>) {
       // Where the size is unknown, only the next item tells whether this one is the last.
       if (!limit) {
         ++it;
@@ -291,15 +297,15 @@ void train_epoch(Ctx& ctx, Source& source, Val& val, const std::optional<std::ch
     if (skips_epoch(ctx, batch, batch_idx)) {
       LoopAccess::by_step(ctx) = false;
       ctx.template advance_schedulers<Interval::epoch, false>(ctx.epoch());
-      ++batch_idx;
+      skipped = true;
       break;
     }
     const bool stepped = train_batch(ctx, batch, batch_idx, last, use) == BatchResult::stepped;
     ++batch_idx;
-    counts.add(stepped);
-    if (quiet > 0 && !ctx.should_stop() && !InterruptScope::requested()) [[likely]] {
-      --quiet;
+    counts.stepped(stepped);
+    if (batch_idx < due && !ctx.should_stop() && !InterruptScope::requested()) [[likely]] {
       ++it;
+      more = it != end;
       continue;
     }
     counts.tell();
@@ -320,13 +326,15 @@ void train_epoch(Ctx& ctx, Source& source, Val& val, const std::optional<std::ch
     }
     if (last || training_done(ctx)) break;
     if (limit) ++it;
-    quiet = quiet_batches();
+    due = next_due();
+    more = has_batch();
+    last = is_last();
     LoopAccess::by_step(ctx) = true;
   }
   LoopAccess::by_step(ctx) = false;
   source.note_state(ctx);
   if (ctx.interrupted()) return;
-  if (batch_idx == 0) fail<std::invalid_argument>("fit: the training loader is empty, expected at least one batch");
+  if (batch_idx == 0 && !skipped) fail<std::invalid_argument>("fit: the training loader is empty, expected at least one batch");
   if constexpr (keeps_outputs) call_outputs<hooks::training_epoch_end>(ctx.module(), ctx, all);
   LoopAccess::epoch_over(ctx) = true;
   // Reduced before the hook, so that callbacks can read the epoch's values, and after it, for what is logged there.
