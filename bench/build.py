@@ -4,7 +4,7 @@
     cmake --workflow --preset bench
     python bench/build.py [--tree build/bench] [--rounds 3] [--headers] [--json FILE]
 
-Compilers, options and include folders are those of the build tree. Each figure is the minimum of interleaved rounds. With
+Compilers, options and include folders are those of the build tree. Each figure is the minimum of interleaved rounds, of processor time. With
 --headers each public header is compiled alone, too (some minutes).
 """
 
@@ -15,7 +15,6 @@ import pathlib
 import shlex
 import sys
 import tempfile
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "bench" / "build"
@@ -58,22 +57,37 @@ def main():
         sys.exit(f"{args.tree} is no build tree: make it with cmake --workflow --preset bench, or name it with --tree")
     base = compile_command(args.tree)
     folder = pathlib.Path(tempfile.mkdtemp())
-    header = folder / "precompiled.hpp"
-    header.write_text("#include <torch/torch.h>\n#include <fulmen/fulmen.hpp>\n")
+    compiled = ["-DFULMEN_COMPILED"]
+
+    def precompile(name, text, options):
+        """@return options that bring in the precompiled header"""
+        header = folder / name
+        header.write_text(text)
+        print(f"precompiling {name} ...", file=sys.stderr, flush=True)
+        once[name] = run(base + options + ["-x", "c++-header", str(header), "-o", f"{header}.gch"])
+        return options + ["-include", str(header)]
+
+    once = {}
+    torch_pch = precompile("torch.hpp", "#include <torch/torch.h>\n", [])
+    pch = precompile("fulmen::pch", "#include <torch/torch.h>\n#include <fulmen/fulmen.hpp>\n", compiled)
+    narrow_pch = precompile("narrow.hpp", "".join(line for line in (SOURCES / "narrow.cpp").read_text().splitlines(True)
+                                                  if line.startswith("#include")), compiled)
+    print("compiling fulmen::compiled ...", file=sys.stderr, flush=True)
+    once["fulmen::compiled"] = run(base + compiled + ["-DFULMEN_COMPILING", "-c", str(ROOT / "cmake" / "compiled.cpp"), "-o",
+                                                      str(folder / "compiled.o")])
 
     programs = {
         "torch/torch.h": ("with_torch.cpp", []),
         "fulmen/fulmen.hpp": ("with_fulmen.cpp", []),
         "fulmen, narrow includes": ("narrow.cpp", []),
-        "fulmen, 1 callback more": ("callbacks.cpp", ["-DCALLBACKS=1"]),
-        "fulmen, 9 callbacks more": ("callbacks.cpp", ["-DCALLBACKS=9"]),
-        "fulmen, precompiled": ("with_fulmen.cpp", ["-include", str(header)]),
-        "torch/torch.h, precompiled": ("with_torch.cpp", ["-include", str(header)]),
+        "fulmen::compiled": ("with_fulmen.cpp", compiled),
+        "the same, narrow includes": ("narrow.cpp", compiled),
+        "the same, 1 callback more": ("callbacks.cpp", compiled + ["-DCALLBACKS=1"]),
+        "the same, 9 callbacks more": ("callbacks.cpp", compiled + ["-DCALLBACKS=9"]),
+        "torch/torch.h, precompiled": ("with_torch.cpp", torch_pch),
+        "fulmen::pch": ("with_fulmen.cpp", pch),
+        "narrow includes, precompiled": ("narrow.cpp", narrow_pch),
     }
-    print("precompiling ...", file=sys.stderr, flush=True)
-    began = time.monotonic()
-    run(base + ["-x", "c++-header", str(header), "-o", str(header) + ".gch"])
-    precompiling = time.monotonic() - began
 
     best = {}
     for number in range(args.rounds):
@@ -89,8 +103,9 @@ def main():
     for name, (seconds, memory, size) in best.items():
         print(f"{name:28}{seconds:8.1f}{seconds / torch_seconds:7.2f}x{memory:8.0f}{memory / torch_memory:7.2f}x"
               f"{size:8.0f}{size / torch_size:7.2f}x")
-    more = (best["fulmen, 9 callbacks more"][0] - best["fulmen, 1 callback more"][0]) / 8
-    print(f"a callback with three hooks more: {more:.2f} s; making the precompiled header: {precompiling:.0f} s")
+    more = (best["the same, 9 callbacks more"][0] - best["the same, 1 callback more"][0]) / 8
+    print(f"a callback with three hooks more: {more:.2f} s")
+    print("once a build tree: " + ", ".join(f"{name} {seconds:.0f} s" for name, (seconds, _) in once.items()))
 
     headers = {}
     if args.headers:
@@ -98,10 +113,10 @@ def main():
             name = str(path.relative_to(ROOT / "include"))
             one = folder / "one.cpp"
             one.write_text(f"#include <{name}>\n")
-            headers[name] = run(base + ["-fsyntax-only", str(one)])[0]
-            print(f"{name:48}{headers[name]:6.1f} s", flush=True)
+            headers[name] = [run(base + options + ["-fsyntax-only", str(one)])[0] for options in ([], compiled)]
+            print(f"{name:48}{headers[name][0]:6.1f} s, with fulmen::compiled {headers[name][1]:6.1f} s", flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"programs": best, "headers": headers}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"programs": best, "once": once, "headers": headers}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

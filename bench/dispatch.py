@@ -9,14 +9,14 @@ and 16 callbacks of which none, half or all answer. Times are the minimum of int
 """
 
 import argparse
-import collections
 import json
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
+
+import callgrind
 
 PEERS = ["by hand", "fulmen", "virtual", "std::function", "type-erased"]
 
@@ -39,27 +39,11 @@ def times(program):
 
 
 def instructions(program):
-    """Peer and case to instructions a step: an epoch of twice as many batches less one of as many."""
-    valgrind = shutil.which("valgrind")
-    if not valgrind:
+    """Peer and case to instructions a batch."""
+    if not shutil.which("valgrind"):
         return {}
-    with tempfile.TemporaryDirectory() as folder:
-        command = [valgrind, "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out", program, "count"]
-        if subprocess.run(command, capture_output=True).returncode != 0:
-            sys.exit(f"{program} count failed under valgrind")
-        runs = collections.defaultdict(list)
-        for path in pathlib.Path(folder).glob("out.*"):
-            text = path.read_text(errors="replace")
-            label = re.search(r"Client Request: (.*),(\d+)\s*$", text, re.MULTILINE)
-            total = re.search(r"^totals: (\d+)$", text, re.MULTILINE)
-            if label and total:
-                number = int(path.suffix[1:])
-                runs[tuple(label.group(1).split("/", 1))].append((number, int(label.group(2)), int(total.group(1))))
-        found = {}
-        for key, parts in runs.items():
-            (_, few, less), (_, many, more) = sorted(parts)[-2:]
-            found[key] = (more - less) / (many - few)
-        return found
+    with callgrind.counted(program, "count") as runs:
+        return {tuple(name.split("/", 1)): callgrind.of_one(of_name) for name, of_name in runs.items()}
 
 
 def main():

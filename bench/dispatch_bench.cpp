@@ -1,5 +1,7 @@
 // What a loop costs besides the work: the same steps and callbacks driven by a loop written by hand, by fulmen, and by
 // loops with virtual functions, std::function and type-erased wrappers. bench/dispatch.py prints the table.
+#include "callgrind.hpp"
+
 #include <fulmen/trainer.hpp>
 
 #include <benchmark/benchmark.h>
@@ -15,15 +17,6 @@
 #include <tuple>
 #include <utility>
 #include <vector>
-
-#if __has_include(<valgrind/callgrind.h>)
-#include <valgrind/callgrind.h>
-#else
-#define CALLGRIND_START_INSTRUMENTATION
-#define CALLGRIND_STOP_INSTRUMENTATION
-#define CALLGRIND_ZERO_STATS
-#define CALLGRIND_DUMP_STATS_AT(label) static_cast<void>(label)
-#endif
 
 namespace {
 
@@ -305,19 +298,10 @@ struct Erased {
   }
 };
 
-/// Instructions: an epoch, and one of twice as many batches; what they differ in is the batches.
 template <class Loop>
 void count(const std::string& name) {
   Loop loop;
-  for (const std::int64_t batches : {100, 100, 200}) {
-    const Loader loader{.count = 10 * batches};
-    const std::string label = name + "," + std::to_string(loader.count);
-    CALLGRIND_START_INSTRUMENTATION;
-    CALLGRIND_ZERO_STATS;
-    loop.run(loader);
-    CALLGRIND_DUMP_STATS_AT(label.c_str());
-    CALLGRIND_STOP_INSTRUMENTATION;
-  }
+  count_instructions(name, 1000, [&](std::int64_t batches) { loop.run(Loader{.count = batches}); });
 }
 
 template <class Loop>

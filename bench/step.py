@@ -17,7 +17,6 @@ import json
 import os
 import pathlib
 import pty
-import re
 import shutil
 import struct
 import subprocess
@@ -25,6 +24,8 @@ import sys
 import tempfile
 import termios
 import threading
+
+import callgrind
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODELS = {"micro": "MLP 4-8-2, batch 8", "mlp": "MLP 784-64-10, batch 64", "cnn": "2 convolutions on 28x28, batch 32",
@@ -46,7 +47,6 @@ PEERS = {
     "accelerate": ("accelerate", False),
 }
 CPP = {"fulmen", "barebones", "expert", "plain"}
-COUNTED = ["expert", "fulmen barebones", "fulmen", "plain"]
 SAME_LOSS = 1e-5  # relative
 
 
@@ -168,36 +168,26 @@ def table(args, names, model, threads, file):
              "ns_a_step": a_step[name], "ns_around": around[name]} for name in peers]
 
 
-def instructions(args, program, model, keep):
-    """Instructions a step: a run of twice as many less one of as many. The profile of the latter stays at `keep`, if given."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out", args.bench,
-                   program, model, "1", "count"]
-        run = subprocess.run(command, capture_output=True, text=True)
-        if run.returncode != 0:
-            sys.exit(f"{program} {model} failed under valgrind:\n{run.stderr[-2000:]}")
-        parts = []
-        for path in pathlib.Path(folder).glob("out.*"):
-            text = path.read_text(errors="replace")
-            label = re.search(r"Client Request: steps,(\d+)\s*$", text, re.MULTILINE)
-            total = re.search(r"^totals: (\d+)$", text, re.MULTILINE)
-            if label and total:
-                parts.append((int(path.suffix[1:]), int(label.group(1)), int(total.group(1)), path))
-        if len(parts) < 3:
-            sys.exit("step_bench was built without valgrind's headers: install them and build it again")
-        (_, few, less, _), (_, many, more, path) = sorted(parts)[-2:]
-        if keep:
-            shutil.copy(path, keep / f"{program}-{model}.callgrind")
-        return (more - less) / (many - few)
+def instructions(args, program, model):
+    """Instructions a step. The profile of the longer run stays in the folder --profiles, if given."""
+    with callgrind.counted(args.bench, program, model, 1, "count") as runs:
+        if args.profiles:
+            shutil.copy(runs["steps"][-1].profile, args.profiles / f"{program}-{model}.callgrind")
+        return callgrind.of_one(runs["steps"])
 
 
-def count(args, models):
-    rows = []
-    print(f"instructions a step{'':5}" + "".join(f"{name:>20}{'/ expert':>10}" for name in COUNTED), flush=True)
+def count(args, names, models):
+    if "expert" not in names or not CPP.issuperset(PEERS[name][0] for name in names):
+        sys.exit("--count compares with the expert's loop, and counts the C++ peers only")
+    rows, too_many = [], False
+    print(f"instructions a step{'':5}" + "".join(f"{name:>20}{'/ expert':>10}" for name in names), flush=True)
     for model in models:
-        found = {name: instructions(args, PEERS[name][0], model, args.profiles) for name in COUNTED}
-        print(f"{model:24}" + "".join(f"{found[name]:20,.0f}{found[name] / found['expert']:10.4f}" for name in COUNTED), flush=True)
-        rows += [{"model": model, "peer": name, "instructions_a_step": found[name]} for name in COUNTED]
+        found = {name: instructions(args, PEERS[name][0], model) for name in names}
+        print(f"{model:24}" + "".join(f"{found[name]:20,.0f}{found[name] / found['expert']:10.4f}" for name in names), flush=True)
+        rows += [{"model": model, "peer": name, "instructions_a_step": found[name]} for name in names]
+        too_many |= any(found[name] > args.at_most * found["expert"] for name in names if name.startswith("fulmen"))
+    if too_many:
+        sys.exit(f"fulmen takes more than {args.at_most} times the instructions of the expert's loop")
     return rows
 
 
@@ -220,6 +210,8 @@ def main():
     parser.add_argument("--python", default=sys.executable, help="the Python of the Python peers")
     parser.add_argument("--site", type=pathlib.Path, help="a folder with their packages, if not build/deps/peers-...")
     parser.add_argument("--count", action="store_true", help="counts instructions in place of measuring time")
+    parser.add_argument("--at-most", type=float, default=float("inf"),
+                        help="with --count: fails if fulmen takes more than so many times the expert's instructions")
     parser.add_argument("--profiles", type=pathlib.Path, help="with --count: leaves the profiles in this folder")
     parser.add_argument("--json", type=pathlib.Path, help="writes the figures to this file too")
     args = parser.parse_args()
@@ -228,9 +220,8 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         if args.count:
-            if not shutil.which("valgrind"):
-                sys.exit("--count needs valgrind. On Debian or Ubuntu: apt install valgrind")
-            rows = count(args, choice(args.models or "micro,mlp", MODELS))
+            rows = count(args, choice(args.peers or "expert,fulmen barebones,fulmen,plain", PEERS),
+                         choice(args.models or "micro,mlp", MODELS))
         else:
             names = choice(args.peers, PEERS)
             for model in choice(args.models, MODELS):

@@ -1,6 +1,8 @@
 // A training step end to end: the plain LibTorch loop, the loop of an expert, or fulmen's Trainer, on one
 // model; measured whenever a line comes in. bench/step.py starts one process a peer, asks them in turn and
 // prints the table.
+#include "callgrind.hpp"
+
 #include <fulmen/fulmen.hpp>
 
 #include <torch/torch.h>
@@ -21,15 +23,6 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
-
-#if __has_include(<valgrind/callgrind.h>)
-#include <valgrind/callgrind.h>
-#else
-#define CALLGRIND_START_INSTRUMENTATION
-#define CALLGRIND_STOP_INSTRUMENTATION
-#define CALLGRIND_ZERO_STATS
-#define CALLGRIND_DUMP_STATS_AT(label) static_cast<void>(label)
-#endif
 
 namespace {
 
@@ -258,15 +251,7 @@ int serve(const std::filesystem::path& file, std::FILE* answers, bool counting) 
   Problem<Net> problem(file);
   Peer peer{problem};
   if (counting) {
-    // Instructions: a run, and one of twice as many steps; what they differ in is the steps.
-    for (const std::int64_t steps : {50, 50, 100}) {
-      const std::string label = "steps," + std::to_string(steps);
-      CALLGRIND_START_INSTRUMENTATION;
-      CALLGRIND_ZERO_STATS;
-      peer.run(steps);
-      CALLGRIND_DUMP_STATS_AT(label.c_str());
-      CALLGRIND_STOP_INSTRUMENTATION;
-    }
+    count_instructions("steps", 50, [&](std::int64_t steps) { peer.run(steps); });
     return 0;
   }
   peer.run(kProven);

@@ -11,10 +11,10 @@ many. They are repeatable, but no times: a division counts as much as an additio
 import argparse
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
+
+import callgrind
 
 # The first that matches a function's name decides.
 PARTS = [
@@ -33,19 +33,10 @@ PARTS = [
 
 def profile(program, peer, model):
     """Part to instructions a step."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out", program, peer,
-                   model, "1", "count"]
-        run = subprocess.run(command, capture_output=True, text=True)
-        if run.returncode != 0:
-            sys.exit(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
-        epochs = []
-        for path in sorted(pathlib.Path(folder).glob("out.*"), key=lambda p: int(p.suffix[1:])):
-            label = re.search(r"Client Request: (.*),(\d+)\s*$", path.read_text(errors="replace"), re.MULTILINE)
-            if label:
-                epochs.append((int(label.group(2)), by_part(path)))
-        (few, less), (many, more) = epochs[-2:]
-        return {part: (more.get(part, 0) - less.get(part, 0)) / (many - few) for part in more}
+    with callgrind.counted(program, peer, model, 1, "count") as runs:
+        once, twice = runs["steps"][-2:]
+        less, more = by_part(once.profile), by_part(twice.profile)
+        return {part: (more.get(part, 0) - less.get(part, 0)) / (twice.number - once.number) for part in more}
 
 
 def by_part(path):
@@ -68,8 +59,6 @@ def main():
     parser.add_argument("--models", default="micro,mlp")
     parser.add_argument("--peers", default="plain,expert,fulmen")
     args = parser.parse_args()
-    if not shutil.which("valgrind"):
-        sys.exit("valgrind is not installed")
     if not pathlib.Path(args.bench).exists():
         sys.exit(f"{args.bench} does not exist: build it with cmake --workflow --preset bench, or name it with --bench")
     for model in args.models.split(","):

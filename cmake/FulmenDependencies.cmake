@@ -4,7 +4,7 @@
 include_guard(GLOBAL)
 
 option(FULMEN_INSTALL_DEPENDENCIES "Install dependencies that are not found into FULMEN_DEPS_DIR" ON)
-option(FULMEN_WITH_ZLIB "Read gzip files" ON)
+option(FULMEN_WITH_ZLIB "Read gzip files, write PNG images" ON)
 set(deps_dir "${CMAKE_BINARY_DIR}/_fulmen_deps")
 if(fulmen_IS_TOP_LEVEL)
   set(deps_dir "${fulmen_SOURCE_DIR}/build/deps") # shared by the build trees of all presets
@@ -25,10 +25,10 @@ function(fulmen_find_fmt)
     target_link_libraries(fulmen::fmt INTERFACE fulmen::torch)
     message(STATUS "{fmt}: found, of LibTorch: ${include}/fmt")
   else()
-    find_package(fmt 9 QUIET CONFIG)
+    find_package(fmt 11 QUIET CONFIG)
     if(NOT fmt_FOUND)
       message(FATAL_ERROR "No {fmt}: neither in ${include}/fmt nor on the system. "
-        "On Debian or Ubuntu: apt install libfmt-dev")
+        "Install {fmt} 11 or newer with its CMake package")
     endif()
     target_link_libraries(fulmen::fmt INTERFACE fmt::fmt-header-only)
     message(STATUS "{fmt}: ${fmt_VERSION}, found: ${fmt_DIR}")
@@ -89,7 +89,7 @@ function(fulmen_find_zlib)
   endif()
   set(dir "${FULMEN_DEPS_DIR}/zlib-1.3.2")
   fulmen_install_once("zlib" "${dir}" fulmen_install_zlib
-    "On Debian or Ubuntu: apt install zlib1g-dev. Or turn FULMEN_WITH_ZLIB off, and go without gzip files.")
+    "On Debian or Ubuntu: apt install zlib1g-dev. Or turn FULMEN_WITH_ZLIB off, and go without gzip files and images in logs.")
   # The shared one: the wheel's libz.a is not fit for position-independent programs.
   find_library(library NAMES libz.so.1 PATHS "${dir}/cmeel.prefix/lib64" "${dir}/cmeel.prefix/lib"
     NO_CACHE NO_DEFAULT_PATH REQUIRED)

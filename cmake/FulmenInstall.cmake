@@ -1,4 +1,4 @@
-# Installs the headers and a CMake package: find_package(fulmen CONFIG) gives fulmen::fulmen and fulmen::pch.
+# Installs the headers and a CMake package: find_package(fulmen CONFIG) gives fulmen::fulmen, fulmen::compiled and fulmen::pch.
 
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
@@ -6,7 +6,7 @@ include(CMakePackageConfigHelpers)
 set(package_dir "${CMAKE_INSTALL_DATADIR}/cmake/fulmen")
 target_include_directories(fulmen INTERFACE "$<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>")
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/" TYPE INCLUDE FILES_MATCHING PATTERN "*.hpp")
-install(TARGETS fulmen fulmen_precompiled EXPORT fulmenTargets)
+install(TARGETS fulmen EXPORT fulmenTargets)
 install(EXPORT fulmenTargets NAMESPACE fulmen:: DESTINATION "${package_dir}")
 
 configure_package_config_file(cmake/fulmenConfig.cmake.in "${PROJECT_BINARY_DIR}/fulmenConfig.cmake"
@@ -15,6 +15,6 @@ write_basic_package_version_file("${PROJECT_BINARY_DIR}/fulmenConfigVersion.cmak
   COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(
   FILES "${PROJECT_BINARY_DIR}/fulmenConfig.cmake" "${PROJECT_BINARY_DIR}/fulmenConfigVersion.cmake"
-    cmake/FulmenDependencies.cmake cmake/FulmenPip.cmake cmake/FulmenTorch.cmake
+    cmake/FulmenDependencies.cmake cmake/FulmenPip.cmake cmake/FulmenTorch.cmake cmake/FulmenCompiled.cmake cmake/compiled.cpp
   DESTINATION "${package_dir}")
 unset(package_dir)

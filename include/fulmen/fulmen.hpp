@@ -1,11 +1,23 @@
 // Everything. Each header stands alone: include what you need where compile time matters.
 #pragma once
 
+#include <fulmen/callbacks/backbone_finetuning.hpp>
+#include <fulmen/callbacks/device_stats_monitor.hpp>
+#include <fulmen/callbacks/early_stopping.hpp>
+#include <fulmen/callbacks/fail_on_interrupt.hpp>
 #include <fulmen/callbacks/gradient_accumulation_scheduler.hpp>
+#include <fulmen/callbacks/lambda_callback.hpp>
+#include <fulmen/callbacks/learning_rate_monitor.hpp>
 #include <fulmen/callbacks/metric_monitor.hpp>
 #include <fulmen/callbacks/model_checkpoint.hpp>
 #include <fulmen/callbacks/model_summary.hpp>
+#include <fulmen/callbacks/on_exception_checkpoint.hpp>
+#include <fulmen/callbacks/prediction_writer.hpp>
 #include <fulmen/callbacks/progress_bar.hpp>
+#include <fulmen/callbacks/throughput_monitor.hpp>
+#include <fulmen/callbacks/time_profiler.hpp>
+#include <fulmen/callbacks/timer.hpp>
+#include <fulmen/callbacks/weight_averaging.hpp>
 #include <fulmen/criteria/criteria.hpp>
 #include <fulmen/data/batch.hpp>
 #include <fulmen/data/combined_loader.hpp>
@@ -16,6 +28,9 @@
 #include <fulmen/data/tensor_loader.hpp>
 #include <fulmen/freeze.hpp>
 #include <fulmen/loggers/csv.hpp>
+#include <fulmen/loggers/json_lines.hpp>
+#include <fulmen/loggers/mlflow.hpp>
+#include <fulmen/loggers/tensorboard.hpp>
 #include <fulmen/loop/result.hpp>
 #include <fulmen/memory.hpp>
 #include <fulmen/metrics/accuracy.hpp>

@@ -1,10 +1,14 @@
 // keep_freed_memory: spares a training step the page faults of its large temporary tensors.
 #pragma once
 
+#include <fulmen/compiled.hpp>
+
+#if FULMEN_BODIES
 #include <cstdlib>  // defines __GLIBC__
 
 #if defined(__GLIBC__)
 #include <malloc.h>
+#endif
 #endif
 
 namespace fulmen {
@@ -15,7 +19,10 @@ namespace fulmen {
 /// It holds for the whole process, from the call on: memory grows to what a step needs at most and stays there. Call it at the
 /// beginning of main(). Allocators such as mimalloc keep memory by themselves; there, and where the C library is not
 /// glibc, it does nothing. @return whether the C library has taken it
-inline bool keep_freed_memory() {
+bool keep_freed_memory();
+
+#if FULMEN_BODIES
+FULMEN_INLINE bool keep_freed_memory() {
 #if defined(__GLIBC__)
   // Blocks up to 1 GiB are not mapped by themselves (older releases allow 32 MiB at most), and the top of the heap is
   // not given back.
@@ -25,5 +32,6 @@ inline bool keep_freed_memory() {
   return false;
 #endif
 }
+#endif
 
 }  // namespace fulmen

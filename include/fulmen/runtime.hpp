@@ -1,11 +1,16 @@
 // How a Trainer runs: device, loggers, the callbacks every run gets. The seventh policy, defaulted.
 #pragma once
 
-#include <ATen/Context.h>
+#include <fulmen/compiled.hpp>
+
 #include <c10/core/Device.h>
 
 #include <optional>
 #include <tuple>
+
+#if FULMEN_BODIES
+#include <ATen/Context.h>
+#endif
 
 namespace fulmen {
 
@@ -22,10 +27,14 @@ struct Runtime {
 inline const Runtime<> barebones{};
 
 namespace detail {
-inline at::Device choose_device(const std::optional<at::Device>& wanted) {
+at::Device choose_device(const std::optional<at::Device>& wanted);
+}  // namespace detail
+
+#if FULMEN_BODIES
+FULMEN_INLINE at::Device detail::choose_device(const std::optional<at::Device>& wanted) {
   if (wanted) return *wanted;
   return at::hasCUDA() && at::getNumGPUs() > 0 ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
 }
-}  // namespace detail
+#endif
 
 }  // namespace fulmen

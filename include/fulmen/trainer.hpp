@@ -19,7 +19,6 @@
 #include <fulmen/predict/predictor.hpp>
 #include <fulmen/runtime.hpp>
 
-#include <ATen/Context.h>
 #include <torch/nn/pimpl.h>
 
 #include <cstdio>
@@ -32,6 +31,10 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#if FULMEN_BODIES
+#include <ATen/Context.h>
+#endif
 
 namespace fulmen {
 
@@ -87,6 +90,23 @@ concept RuntimePolicy = requires(R runtime) {
   { runtime.device } -> std::convertible_to<std::optional<at::Device>>;
   std::tuple_size<decltype(runtime.loggers)>::value;
   std::tuple_size<decltype(runtime.defaults)>::value;
+};
+
+/// Notes which stage runs, with what the options ask of LibTorch, and looks after Ctrl-C meanwhile.
+class StageScope {
+ public:
+  /// @throws std::logic_error if one runs already
+  StageScope(Context& ctx, Stage stage);
+  ~StageScope();
+  StageScope(const StageScope&) = delete;
+  StageScope& operator=(const StageScope&) = delete;
+
+ private:
+  /// @return the same context
+  static Context& idle(Context& ctx, Stage next);
+
+  Context& ctx_;
+  InterruptScope interrupt_;
 };
 
 /// Stands for the context of a Trainer whose arguments are wrong, so that the message about them is the only one.
@@ -324,16 +344,8 @@ class Trainer {
   /// @param data the data module, or None; it is asked before the others where everybody is told
   template <class D, class Body>
   void run(Stage stage, D& data, Body&& body) {
-    if (ctx_.stage() != Stage::idle) {
-      fail<std::logic_error>("{} was called while {} runs: a stage cannot start another", to_string(stage),
-                             to_string(ctx_.stage()));
-    }
     {
-      const detail::InterruptScope interrupt;
-      detail::LoopAccess::stage(ctx_) = stage;
-      detail::LoopAccess::interrupted(ctx_) = false;
-      if (ctx_.options().deterministic) at::globalContext().setDeterministicAlgorithms(true, false);
-      if (ctx_.options().benchmark) at::globalContext().setBenchmarkCuDNN(true);
+      const detail::StageScope scope(ctx_, stage);
       try {
         tell<hooks::prepare_data>(data, ctx_);
         ctx_.template tell_all<hooks::prepare_data>();
@@ -362,13 +374,8 @@ class Trainer {
         } catch (const std::exception& second) {
           std::fprintf(stderr, "fulmen: while handling an exception: %s\n", second.what());
         }
-        detail::LoopAccess::stage(ctx_) = Stage::idle;
-        throw;
-      } catch (...) {
-        detail::LoopAccess::stage(ctx_) = Stage::idle;
         throw;
       }
-      detail::LoopAccess::stage(ctx_) = Stage::idle;
     }
     if (ctx_.interrupted() && ctx_.options().exit_on_interrupt) std::exit(130);
   }
@@ -383,5 +390,24 @@ Trainer(M&&, C, O, S = {}, P = {}, Cb = {}, Options = {}, R = {})
 template <class M, class C, class O, class S, class P = Identity, class Cb = std::tuple<>, class R = DefaultRuntime>
 Trainer(M&&, C, None, WithOptimizer<O, S>, P = {}, Cb = {}, Options = {}, R = {})
     -> Trainer<typename detail::ModuleOf<std::remove_cvref_t<M>>::type, C, O, S, P, Cb, R>;
+
+#if FULMEN_BODIES
+FULMEN_INLINE detail::StageScope::StageScope(Context& ctx, Stage stage) : ctx_(idle(ctx, stage)) {
+  LoopAccess::stage(ctx) = stage;
+  LoopAccess::interrupted(ctx) = false;
+  if (ctx.options().deterministic) at::globalContext().setDeterministicAlgorithms(true, false);
+  if (ctx.options().benchmark) at::globalContext().setBenchmarkCuDNN(true);
+}
+
+FULMEN_INLINE detail::StageScope::~StageScope() { LoopAccess::stage(ctx_) = Stage::idle; }
+
+FULMEN_INLINE Context& detail::StageScope::idle(Context& ctx, Stage next) {
+  if (ctx.stage() != Stage::idle) {
+    fail<std::logic_error>("{} was called while {} runs: a stage cannot start another", to_string(next),
+                           to_string(ctx.stage()));
+  }
+  return ctx;
+}
+#endif
 
 }  // namespace fulmen

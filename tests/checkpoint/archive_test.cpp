@@ -3,6 +3,7 @@
 #include <fulmen/checkpoint/archive.hpp>
 #include <fulmen/checkpoint/crc32.hpp>
 #include <fulmen/checkpoint/module_state.hpp>
+#include <fulmen/checkpoint/pickle.hpp>
 #include <fulmen/checkpoint/state.hpp>
 
 #include <gtest/gtest.h>

@@ -3,6 +3,7 @@
 //   write_for_python <folder>
 #include <fulmen/checkpoint/archive.hpp>
 #include <fulmen/checkpoint/module_state.hpp>
+#include <fulmen/checkpoint/pickle.hpp>
 #include <fulmen/checkpoint/state.hpp>
 
 #include <torch/torch.h>

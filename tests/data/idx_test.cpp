@@ -2,11 +2,18 @@
 // files.
 #include <ATen/ops/arange.h>
 #include <ATen/ops/equal.h>
+#include <fulmen/data/idx.hpp>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
-#include <fulmen/data/idx.hpp>
 #include <random>
+#include <string>
+#include <vector>
+
+#if FULMEN_WITH_ZLIB
+#include <zlib.h>
+#endif
 
 namespace {
 

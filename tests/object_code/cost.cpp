@@ -1,5 +1,7 @@
 // Training without work in it, with no callback, with sixteen that have nothing to say about a batch, and with one
 // among sixteen that has: cost.py has Valgrind count the instructions of each. Called as: cost BATCHES.
+#include "../../bench/callgrind.hpp"
+
 #include <fulmen/optim/sgd.hpp>
 #include <fulmen/trainer.hpp>
 
@@ -8,15 +10,6 @@
 #include <string>
 #include <tuple>
 #include <utility>
-
-#if __has_include(<valgrind/callgrind.h>)
-#include <valgrind/callgrind.h>
-#else
-#define CALLGRIND_START_INSTRUMENTATION
-#define CALLGRIND_STOP_INSTRUMENTATION
-#define CALLGRIND_ZERO_STATS
-#define CALLGRIND_DUMP_STATS_AT(label) static_cast<void>(label)
-#endif
 
 namespace {
 
@@ -67,8 +60,7 @@ auto one_of_sixteen(std::integer_sequence<int, I...>) {
                         std::tuple<Elsewhere<-1 - I>...>());
 }
 
-/// One epoch to warm up, then one with as many batches and one with twice as many: what these two differ in
-/// is the batches.
+/// An epoch of so many batches, and one of twice as many.
 template <class Callbacks>
 void measure(const char* name, const at::Tensor& batch, std::int64_t batches, Callbacks callbacks) {
   fulmen::Trainer trainer{Counter{},
@@ -79,22 +71,15 @@ void measure(const char* name, const at::Tensor& batch, std::int64_t batches, Ca
                           std::move(callbacks),
                           {.max_epochs = 0, .log_every_n_steps = std::int64_t{1} << 60},
                           fulmen::Runtime<>{.device = at::kCPU}};
-  std::int64_t epochs = 0, expected = 0;
-  for (const std::int64_t count : {batches, batches, 2 * batches}) {
+  std::int64_t expected = 0;
+  count_instructions(name, batches, [&](std::int64_t count) {
     Repeat loader{&batch, count};
     fulmen::Options options = trainer.options();
-    options.max_epochs = ++epochs;
+    ++options.max_epochs;
     trainer.set_options(options);
-    const std::string label = name + std::string(epochs == 1   ? ", warm-up"
-                                                 : epochs == 2 ? ", once"
-                                                               : ", twice");
-    CALLGRIND_START_INSTRUMENTATION;
-    CALLGRIND_ZERO_STATS;
     trainer.fit(loader);
-    CALLGRIND_DUMP_STATS_AT(label.c_str());
-    CALLGRIND_STOP_INSTRUMENTATION;
     expected += count;
-  }
+  });
   if (trainer.module().batches != expected) std::abort();
 }
 

@@ -1,6 +1,7 @@
 # The rules that grep can check, over the sources of a repository:
 #
 #   - in include/, outside comments and strings: no virtual, dynamic_cast, std::function, std::any
+#   - in include/: bodies for the library (#if FULMEN_BODIES) only in headers that cmake/compiled.cpp brings in
 #   - every source in FOLDERS opens with a line of comment on what it is for
 #
 #   check.py <repository>
@@ -50,6 +51,20 @@ def opening(path):
         yield f"{path}:1: expected a comment on what this file is for"
 
 
+def not_in_library(root):
+    """Headers with bodies that the library's source does not include, however indirectly."""
+    seen, open_files = set(), [root / "cmake" / "compiled.cpp"]
+    while open_files:
+        path = open_files.pop()
+        if path in seen or not path.exists():
+            continue
+        seen.add(path)
+        open_files += [root / "include" / name for name in re.findall(r'^ *# *include [<"](fulmen/[^">]+)', path.read_text(), re.MULTILINE)]
+    for path in sorted((root / "include").rglob("*.hpp")):
+        if path not in seen and re.search(r"^ *# *if FULMEN_BODIES", path.read_text(), re.MULTILINE):
+            yield f"{path}: it has bodies for the library, but cmake/compiled.cpp does not bring it in"
+
+
 def check(root):
     errors, counted = [], 0
     for folder in FOLDERS:
@@ -60,6 +75,7 @@ def check(root):
             errors += opening(path)
             if folder == "include":
                 errors += forbidden(path)
+    errors += not_in_library(root)
     return errors, counted
 
 

@@ -31,6 +31,17 @@ class Rules(unittest.TestCase):
     def test_elsewhere(self):
         self.assertEqual(self.errors("// A test.\nvirtual void f();\n", "tests/a.cpp"), [])
 
+    def test_bodies(self):
+        text = "// A header.\n#if FULMEN_BODIES\n#endif\n"
+        for included, errors in [("a", 0), ("b", 1)]:
+            with tempfile.TemporaryDirectory() as folder:
+                root = pathlib.Path(folder)
+                for path, content in [("include/fulmen/a.hpp", text), ("include/fulmen/b.hpp", "// B.\n"),
+                                      ("cmake/compiled.cpp", f"// The library.\n#include <fulmen/{included}.hpp>\n")]:
+                    (root / path).parent.mkdir(parents=True, exist_ok=True)
+                    (root / path).write_text(content)
+                self.assertEqual(len(check.check(root)[0]), errors)
+
     def test_opening(self):
         self.assertEqual(self.errors("#pragma once\n"),
                          ["include/a.hpp:1: expected a comment on what this file is for"])

@@ -1,6 +1,7 @@
 // GradientAccumulationScheduler: how many batches make an optimizer step, by epoch.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/loop/context.hpp>
 
 #include <cstdint>
@@ -13,10 +14,16 @@ namespace fulmen {
 struct GradientAccumulationScheduler {
   std::map<std::int64_t, std::int64_t> scheduling;
 
-  void on_train_epoch_start(Context& ctx) const {
-    const auto found = scheduling.find(ctx.epoch());
-    if (found != scheduling.end()) ctx.set_accumulate_grad_batches(found->second);
-  }
+  void on_train_epoch_start(Context& ctx) const;
 };
+
+#if FULMEN_BODIES
+
+FULMEN_INLINE void GradientAccumulationScheduler::on_train_epoch_start(Context& ctx) const {
+  const auto found = scheduling.find(ctx.epoch());
+  if (found != scheduling.end()) ctx.set_accumulate_grad_batches(found->second);
+}
+
+#endif
 
 }  // namespace fulmen

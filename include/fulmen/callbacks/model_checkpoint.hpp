@@ -2,14 +2,22 @@
 #pragma once
 
 #include <fulmen/checkpoint/checkpoint.hpp>
-#include <fulmen/error.hpp>
+#include <fulmen/checkpoint/state.hpp>
+#include <fulmen/compiled.hpp>
 #include <fulmen/loop/context.hpp>
 
-#include <cmath>
 #include <cstdint>
 #include <filesystem>
 #include <limits>
 #include <string>
+
+#if FULMEN_BODIES
+#include <fulmen/error.hpp>
+
+#include <cmath>
+#include <optional>
+#include <system_error>
+#endif
 
 namespace fulmen {
 
@@ -30,15 +38,7 @@ struct ModelCheckpoint {
   void on_train_epoch_end(Ctx& ctx) {
     if (!enabled(ctx)) return;
     detail::save_checkpoint(ctx, path(ctx, "last.ckpt"));
-    if (monitor.empty()) return;
-    const std::optional<double> value = ctx.metrics().find(monitor);
-    if (!value) {
-      fail("ModelCheckpoint: '{}' was not logged; there is: {}", monitor, ctx.metrics().callback_metrics().names());
-    }
-    if (std::isnan(best_) || (mode == Mode::min ? *value < best_ : *value > best_)) {
-      best_ = *value;
-      detail::save_checkpoint(ctx, path(ctx, "best.ckpt"));
-    }
+    if (is_best(ctx)) detail::save_checkpoint(ctx, path(ctx, "best.ckpt"));
   }
 
   template <class Ctx>
@@ -49,25 +49,49 @@ struct ModelCheckpoint {
     }
   }
 
-  State state_dict() const {
-    State state("ModelCheckpoint");
-    state.set("best_model_score", best_);
-    return state;
-  }
-  void load_state_dict(const State& state) { best_ = state.get<double>("best_model_score"); }
+  State state_dict() const;
+  void load_state_dict(const State& state);
 
   double best_ = std::numeric_limits<double>::quiet_NaN();  // public only because aggregates have no private members
 
  private:
   static bool enabled(const Context& ctx) { return ctx.options().enable_checkpointing && ctx.writes_files(); }
 
-  std::filesystem::path path(Context& ctx, const char* name) const {
-    const std::filesystem::path dir = dirpath.empty() ? ctx.run_dir() / "checkpoints" : dirpath;
-    std::error_code error;
-    std::filesystem::create_directories(dir, error);
-    if (error) fail("ModelCheckpoint: cannot make the folder '{}': {}", dir.string(), error.message());
-    return dir / name;
-  }
+  /// Whether the monitored value is the best so far, which then becomes best_.
+  bool is_best(Context& ctx);
+
+  std::filesystem::path path(Context& ctx, const char* name) const;
 };
+
+#if FULMEN_BODIES
+
+FULMEN_INLINE State ModelCheckpoint::state_dict() const {
+  State state("ModelCheckpoint");
+  state.set("best_model_score", best_);
+  return state;
+}
+
+FULMEN_INLINE void ModelCheckpoint::load_state_dict(const State& state) { best_ = state.get<double>("best_model_score"); }
+
+FULMEN_INLINE bool ModelCheckpoint::is_best(Context& ctx) {
+  if (monitor.empty()) return false;
+  const std::optional<double> value = ctx.metrics().find(monitor);
+  if (!value) {
+    fail("ModelCheckpoint: '{}' was not logged; there is: {}", monitor, ctx.metrics().callback_metrics().names());
+  }
+  const bool best = std::isnan(best_) || (mode == Mode::min ? *value < best_ : *value > best_);
+  if (best) best_ = *value;
+  return best;
+}
+
+FULMEN_INLINE std::filesystem::path ModelCheckpoint::path(Context& ctx, const char* name) const {
+  const std::filesystem::path dir = dirpath.empty() ? ctx.run_dir() / "checkpoints" : dirpath;
+  std::error_code error;
+  std::filesystem::create_directories(dir, error);
+  if (error) fail("ModelCheckpoint: cannot make the folder '{}': {}", dir.string(), error.message());
+  return dir / name;
+}
+
+#endif
 
 }  // namespace fulmen

@@ -1,19 +1,45 @@
 // ModelSummary: the table of layers, types and parameters that fit prints before it starts.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/loop/context.hpp>
+
+#include <cstdio>
+
+#if FULMEN_BODIES
 #include <fulmen/terminal/table.hpp>
+#include <fulmen/terminal/terminal.hpp>
 
 #include <torch/nn/module.h>
 
 #include <fmt/format.h>
 
 #include <cstdint>
-#include <cstdio>
 #include <string>
-#include <vector>
+#else
+// Enough to pass one on. Its header includes TorchScript's, and takes longer to read than the rest of this one's includes.
+namespace torch::nn {
+class Module;
+}
+#endif
 
 namespace fulmen {
+
+/// Prints name, type, parameters and mode of the module's layers down to `max_depth`, and the totals. Not printed where
+/// Options::enable_model_summary is off.
+struct ModelSummary {
+  int max_depth = 1;
+  std::FILE* out = stdout;
+
+  template <class Ctx>
+  void on_fit_start(Ctx& ctx) {
+    if (ctx.options().enable_model_summary) print(ctx.module());
+  }
+
+  void print(const torch::nn::Module& module) const;
+};
+
+#if FULMEN_BODIES
 
 namespace detail {
 
@@ -55,34 +81,24 @@ inline void add_layers(terminal::Table& table, const torch::nn::Module& module, 
 
 }  // namespace detail
 
-/// Prints name, type, parameters and mode of the module's layers down to `max_depth`, and the totals. Not printed where
-/// Options::enable_model_summary is off.
-struct ModelSummary {
-  int max_depth = 1;
-  std::FILE* out = stdout;
+FULMEN_INLINE void ModelSummary::print(const torch::nn::Module& module) const {
+  terminal::Table table({{"", terminal::Align::right, terminal::Style::dim},
+                         {"Name"},
+                         {"Type"},
+                         {"Params", terminal::Align::right},
+                         {"Mode"}});
+  int index = 0;
+  detail::add_layers(table, module, "", max_depth, index);
+  const detail::ParameterCount count = detail::count_parameters(module);
+  table.footer(fmt::format("Trainable params: {}", terminal::format_count(count.trainable)));
+  table.footer(fmt::format("Non-trainable params: {}", terminal::format_count(count.frozen)));
+  table.footer(fmt::format("Total params: {} ({})",
+                           terminal::format_count(count.trainable + count.frozen),
+                           terminal::format_bytes(count.bytes)));
+  std::fputs(table.render(terminal::detect(out)).c_str(), out);
+  std::fflush(out);
+}
 
-  template <class Ctx>
-  void on_fit_start(Ctx& ctx) {
-    if (ctx.options().enable_model_summary) print(ctx.module());
-  }
-
-  void print(const torch::nn::Module& module) const {
-    terminal::Table table({{"", terminal::Align::right, terminal::Style::dim},
-                           {"Name"},
-                           {"Type"},
-                           {"Params", terminal::Align::right},
-                           {"Mode"}});
-    int index = 0;
-    detail::add_layers(table, module, "", max_depth, index);
-    const detail::ParameterCount count = detail::count_parameters(module);
-    table.footer(fmt::format("Trainable params: {}", terminal::format_count(count.trainable)));
-    table.footer(fmt::format("Non-trainable params: {}", terminal::format_count(count.frozen)));
-    table.footer(fmt::format("Total params: {} ({})",
-                             terminal::format_count(count.trainable + count.frozen),
-                             terminal::format_bytes(count.bytes)));
-    std::fputs(table.render(terminal::detect(out)).c_str(), out);
-    std::fflush(out);
-  }
-};
+#endif
 
 }  // namespace fulmen

@@ -2,6 +2,13 @@
 // checkpoint::read(path).
 #pragma once
 
+#include <fulmen/compiled.hpp>
+
+#include <ATen/core/ivalue.h>
+
+#include <filesystem>
+
+#if FULMEN_BODIES
 #include <fulmen/checkpoint/atomic_file.hpp>
 #include <fulmen/checkpoint/pickle.hpp>
 #include <fulmen/checkpoint/unpickle.hpp>
@@ -9,14 +16,12 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/core/ivalue.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -25,9 +30,44 @@
 #include <unordered_set>
 #include <utility>
 #include <vector>
+#endif
 
 namespace fulmen::checkpoint {
 
+/// Writes a value so that Python's torch.load(path, weights_only=True) and read() below give it back.
+///
+/// Values: tensors, None, bool, int, double, complex, string, Device, and lists, tuples and dicts of them
+/// (keys: strings, ints, doubles, bools), nested to a depth of 500. A string that is not UTF-8 is bytes in
+/// Python; an undefined tensor is None. What occurs twice (a tensor, a container) is one object again when
+/// read.
+///
+/// Tensors are written detached, from whatever device, and are on the CPU when read. Those that overlap in
+/// memory still do after reading; of a storage, only the part that the value's tensors cover is written
+/// (torch.save writes all of it). A tensor alone on its memory keeps its strides if it has no gaps
+/// (channels_last, transposed), else it becomes contiguous. Overlapping tensors of different dtypes, 16- to
+/// 64-bit unsigned integers, complex32 and 8-bit floats need PyTorch 2.1 to be read.
+///
+/// The file is written aside, flushed and renamed (see AtomicFile): a kill, a full disk or a power cut leaves
+/// the previous file whole. Each record carries its CRC-32, which read() and any zip tool verify.
+///
+/// Errors: std::invalid_argument "cannot write checkpoint '<path>': <which value and why>" for what no
+/// checkpoint holds; std::runtime_error "cannot write checkpoint '<path>': No space left on device" (and so
+/// on) for the file.
+void write(const std::filesystem::path& path, const c10::IValue& value);
+
+/// Reads what write() or Python's torch.save wrote: the content that torch.load(weights_only=True) accepts,
+/// but for sparse, quantized, nested and meta tensors. All tensors are on the CPU. Parameters are tensors
+/// that require a gradient; OrderedDict and Counter are dicts, their attributes (a module's _metadata)
+/// dropped; bytes are strings; torch.Size is a tuple; sets are lists; a dtype is an int
+/// (IValue::toScalarType); a storage is a tensor of one dimension.
+///
+/// The file is not trusted: offsets, sizes and CRCs are checked, and nothing in it is run. Memory is within a
+/// constant factor of the file's size.
+///
+/// Errors: std::runtime_error "cannot read checkpoint '<path>': <what was found, what was expected>".
+c10::IValue read(const std::filesystem::path& path);
+
+#if FULMEN_BODIES
 namespace detail {
 
 // One line of a LibTorch error, without its backtrace.
@@ -324,26 +364,7 @@ inline c10::IValue read_archive(const std::filesystem::path& path) {
 
 }  // namespace detail
 
-/// Writes a value so that Python's torch.load(path, weights_only=True) and read() below give it back.
-///
-/// Values: tensors, None, bool, int, double, complex, string, Device, and lists, tuples and dicts of them
-/// (keys: strings, ints, doubles, bools), nested to a depth of 500. A string that is not UTF-8 is bytes in
-/// Python; an undefined tensor is None. What occurs twice (a tensor, a container) is one object again when
-/// read.
-///
-/// Tensors are written detached, from whatever device, and are on the CPU when read. Those that overlap in
-/// memory still do after reading; of a storage, only the part that the value's tensors cover is written
-/// (torch.save writes all of it). A tensor alone on its memory keeps its strides if it has no gaps
-/// (channels_last, transposed), else it becomes contiguous. Overlapping tensors of different dtypes, 16- to
-/// 64-bit unsigned integers, complex32 and 8-bit floats need PyTorch 2.1 to be read.
-///
-/// The file is written aside, flushed and renamed (see AtomicFile): a kill, a full disk or a power cut leaves
-/// the previous file whole. Each record carries its CRC-32, which read() and any zip tool verify.
-///
-/// Errors: std::invalid_argument "cannot write checkpoint '<path>': <which value and why>" for what no
-/// checkpoint holds; std::runtime_error "cannot write checkpoint '<path>': No space left on device" (and so
-/// on) for the file.
-inline void write(const std::filesystem::path& path, const c10::IValue& value) {
+FULMEN_INLINE void write(const std::filesystem::path& path, const c10::IValue& value) {
   const std::string prefix = "cannot write checkpoint '" + path.string() + "': ";
   const at::NoGradGuard no_grad;
   try {
@@ -380,17 +401,7 @@ inline void write(const std::filesystem::path& path, const c10::IValue& value) {
   }
 }
 
-/// Reads what write() or Python's torch.save wrote: the content that torch.load(weights_only=True) accepts,
-/// but for sparse, quantized, nested and meta tensors. All tensors are on the CPU. Parameters are tensors
-/// that require a gradient; OrderedDict and Counter are dicts, their attributes (a module's _metadata)
-/// dropped; bytes are strings; torch.Size is a tuple; sets are lists; a dtype is an int
-/// (IValue::toScalarType); a storage is a tensor of one dimension.
-///
-/// The file is not trusted: offsets, sizes and CRCs are checked, and nothing in it is run. Memory is within a
-/// constant factor of the file's size.
-///
-/// Errors: std::runtime_error "cannot read checkpoint '<path>': <what was found, what was expected>".
-inline c10::IValue read(const std::filesystem::path& path) {
+FULMEN_INLINE c10::IValue read(const std::filesystem::path& path) {
   const at::NoGradGuard no_grad;
   std::string reason;
   try {
@@ -404,5 +415,6 @@ inline c10::IValue read(const std::filesystem::path& path) {
   }
   throw std::runtime_error("cannot read checkpoint '" + path.string() + "': " + detail::printable(reason));
 }
+#endif
 
 }  // namespace fulmen::checkpoint

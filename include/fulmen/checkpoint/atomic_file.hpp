@@ -2,6 +2,15 @@
 // place.
 #pragma once
 
+#include <fulmen/compiled.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <utility>
+
+#if FULMEN_BODIES
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,13 +18,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <cstddef>
-#include <cstdint>
-#include <filesystem>
 #include <stdexcept>
-#include <string>
 #include <system_error>
-#include <utility>
+#endif
 
 namespace fulmen::checkpoint {
 
@@ -36,16 +41,14 @@ class Descriptor {
   int get() const { return fd_; }
   explicit operator bool() const { return fd_ >= 0; }
 
-  void close() {
-    if (fd_ >= 0) ::close(std::exchange(fd_, -1));
-  }
+  void close();
 
  private:
   int fd_ = -1;
 };
 
 // "No such file or directory" for ENOENT (strerror is not safe with threads).
-inline std::string reason_of(int error) { return std::generic_category().message(error); }
+std::string reason_of(int error);
 
 }  // namespace detail
 
@@ -67,107 +70,31 @@ class AtomicFile {
   /// Starts the file. `kind` is what messages call it. The folder has to be there; what is at `target` may be
   /// nothing, a regular file or a link: renaming over a device such as /dev/null would destroy it. `unnamed`
   /// is there for the tests.
-  explicit AtomicFile(std::filesystem::path target, std::string kind = "file", bool unnamed = true)
-      : target_(std::move(target)), kind_(std::move(kind)), folder_(target_.parent_path()) {
-    if (folder_.empty()) folder_ = ".";
-    if (!target_.has_filename()) fail("the path names no file");
-    struct stat at_target {};
-    if (::lstat(target_.c_str(), &at_target) == 0 && !S_ISREG(at_target.st_mode) &&
-        !S_ISLNK(at_target.st_mode)) {
-      fail(S_ISDIR(at_target.st_mode) ? "it is a folder" : "it is neither a regular file nor a link");
-    }
-    if (unnamed) open_unnamed();
-    if (!file_) open_named();
-  }
+  explicit AtomicFile(std::filesystem::path target, std::string kind = "file", bool unnamed = true);
 
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
-  ~AtomicFile() { discard(); }
+  ~AtomicFile();
 
   /// Appends `size` bytes.
-  void append(const void* bytes, std::size_t size) {
-    const auto* next = static_cast<const char*>(bytes);
-    while (size > 0) {
-      // Linux writes at most 2^31 - 4096 bytes a call.
-      const ssize_t written = ::write(file_.get(), next, std::min(size, std::size_t{1} << 30));
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) fail(detail::reason_of(errno));
-      next += written;
-      size -= static_cast<std::size_t>(written);
-      size_ += static_cast<std::uint64_t>(written);
-    }
-  }
+  void append(const void* bytes, std::size_t size);
 
   /// Bytes appended so far.
   std::uint64_t size() const { return size_; }
 
   /// Flushes the file, gives it its name and flushes the folder. After an error the target is as it was, but
   /// for an error of the very last step: then it is the new file, which a power cut might still undo.
-  void commit() {
-    if (::fsync(file_.get()) != 0) fail(detail::reason_of(errno));
-    if (temporary_.empty()) link_unnamed();
-    file_.close();
-    if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail(detail::reason_of(errno));
-    temporary_.clear();
-    const detail::Descriptor folder(::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    // Some file systems cannot flush a folder (EINVAL): nothing that could be done about it.
-    if (folder && ::fsync(folder.get()) != 0 && errno != EINVAL && errno != ENOTSUP) {
-      fail(detail::reason_of(errno));
-    }
-  }
+  void commit();
 
  private:
-  [[noreturn]] void fail(const std::string& reason) {
-    discard();
-    throw std::runtime_error("cannot write " + kind_ + " '" + target_.string() + "': " + reason);
-  }
-
-  void discard() noexcept {
-    file_.close();
-    if (!temporary_.empty()) ::unlink(temporary_.c_str());
-    temporary_.clear();
-  }
-
-  std::filesystem::path next_temporary() const {
-    static std::atomic<unsigned> count{0};
-    // A long name is cut, so that the temporary's stays within the 255 bytes a file system allows.
-    return folder_ / ("." + target_.filename().string().substr(0, 200) + ".tmp-" +
-                      std::to_string(::getpid()) + "-" + std::to_string(count++));
-  }
-
-  std::string unnamed_link() const { return "/proc/self/fd/" + std::to_string(file_.get()); }
-
-  void open_unnamed() {
-#ifdef O_TMPFILE
-    file_ = detail::Descriptor(::open(folder_.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666));
-    // It gets its name through /proc, which a container may lack: see before writing gigabytes.
-    if (file_ && ::access(unnamed_link().c_str(), F_OK) != 0) file_.close();
-#endif
-  }
-
-  void open_named() {
-    do {
-      temporary_ = next_temporary();
-      file_ = detail::Descriptor(::open(temporary_.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666));
-    } while (!file_ && errno == EEXIST);  // another host's process of the same id, on a shared file system
-    if (!file_) {
-      const int error = errno;
-      temporary_.clear();
-      fail("its folder '" + folder_.string() + "': " + detail::reason_of(error));
-    }
-  }
-
+  [[noreturn]] void fail(const std::string& reason);
+  void discard() noexcept;
+  std::filesystem::path next_temporary() const;
+  std::string unnamed_link() const;
+  void open_unnamed();
+  void open_named();
   // A link cannot replace a file, so that the file gets a temporary name for an instant, to be renamed.
-  void link_unnamed() {
-    const std::string link = unnamed_link();
-    do {
-      temporary_ = next_temporary();
-      if (::linkat(AT_FDCWD, link.c_str(), AT_FDCWD, temporary_.c_str(), AT_SYMLINK_FOLLOW) == 0) return;
-    } while (errno == EEXIST);
-    const int error = errno;
-    temporary_.clear();
-    fail(detail::reason_of(error));
-  }
+  void link_unnamed();
 
   std::filesystem::path target_;
   std::string kind_;
@@ -176,5 +103,107 @@ class AtomicFile {
   detail::Descriptor file_;
   std::uint64_t size_ = 0;
 };
+
+#if FULMEN_BODIES
+FULMEN_INLINE void detail::Descriptor::close() {
+  if (fd_ >= 0) ::close(std::exchange(fd_, -1));
+}
+
+FULMEN_INLINE std::string detail::reason_of(int error) { return std::generic_category().message(error); }
+
+FULMEN_INLINE AtomicFile::AtomicFile(std::filesystem::path target, std::string kind, bool unnamed)
+    : target_(std::move(target)), kind_(std::move(kind)), folder_(target_.parent_path()) {
+  if (folder_.empty()) folder_ = ".";
+  if (!target_.has_filename()) fail("the path names no file");
+  struct stat at_target {};
+  if (::lstat(target_.c_str(), &at_target) == 0 && !S_ISREG(at_target.st_mode) &&
+      !S_ISLNK(at_target.st_mode)) {
+    fail(S_ISDIR(at_target.st_mode) ? "it is a folder" : "it is neither a regular file nor a link");
+  }
+  if (unnamed) open_unnamed();
+  if (!file_) open_named();
+}
+
+FULMEN_INLINE AtomicFile::~AtomicFile() { discard(); }
+
+FULMEN_INLINE void AtomicFile::append(const void* bytes, std::size_t size) {
+  const auto* next = static_cast<const char*>(bytes);
+  while (size > 0) {
+    // Linux writes at most 2^31 - 4096 bytes a call.
+    const ssize_t written = ::write(file_.get(), next, std::min(size, std::size_t{1} << 30));
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) fail(detail::reason_of(errno));
+    next += written;
+    size -= static_cast<std::size_t>(written);
+    size_ += static_cast<std::uint64_t>(written);
+  }
+}
+
+FULMEN_INLINE void AtomicFile::commit() {
+  if (::fsync(file_.get()) != 0) fail(detail::reason_of(errno));
+  if (temporary_.empty()) link_unnamed();
+  file_.close();
+  if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail(detail::reason_of(errno));
+  temporary_.clear();
+  const detail::Descriptor folder(::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  // Some file systems cannot flush a folder (EINVAL): nothing that could be done about it.
+  if (folder && ::fsync(folder.get()) != 0 && errno != EINVAL && errno != ENOTSUP) {
+    fail(detail::reason_of(errno));
+  }
+}
+
+FULMEN_INLINE void AtomicFile::fail(const std::string& reason) {
+  discard();
+  throw std::runtime_error("cannot write " + kind_ + " '" + target_.string() + "': " + reason);
+}
+
+FULMEN_INLINE void AtomicFile::discard() noexcept {
+  file_.close();
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+  temporary_.clear();
+}
+
+FULMEN_INLINE std::filesystem::path AtomicFile::next_temporary() const {
+  static std::atomic<unsigned> count{0};
+  // A long name is cut, so that the temporary's stays within the 255 bytes a file system allows.
+  return folder_ / ("." + target_.filename().string().substr(0, 200) + ".tmp-" +
+                    std::to_string(::getpid()) + "-" + std::to_string(count++));
+}
+
+FULMEN_INLINE std::string AtomicFile::unnamed_link() const {
+  return "/proc/self/fd/" + std::to_string(file_.get());
+}
+
+FULMEN_INLINE void AtomicFile::open_unnamed() {
+#ifdef O_TMPFILE
+  file_ = detail::Descriptor(::open(folder_.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666));
+  // It gets its name through /proc, which a container may lack: see before writing gigabytes.
+  if (file_ && ::access(unnamed_link().c_str(), F_OK) != 0) file_.close();
+#endif
+}
+
+FULMEN_INLINE void AtomicFile::open_named() {
+  do {
+    temporary_ = next_temporary();
+    file_ = detail::Descriptor(::open(temporary_.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666));
+  } while (!file_ && errno == EEXIST);  // another host's process of the same id, on a shared file system
+  if (!file_) {
+    const int error = errno;
+    temporary_.clear();
+    fail("its folder '" + folder_.string() + "': " + detail::reason_of(error));
+  }
+}
+
+FULMEN_INLINE void AtomicFile::link_unnamed() {
+  const std::string link = unnamed_link();
+  do {
+    temporary_ = next_temporary();
+    if (::linkat(AT_FDCWD, link.c_str(), AT_FDCWD, temporary_.c_str(), AT_SYMLINK_FOLLOW) == 0) return;
+  } while (errno == EEXIST);
+  const int error = errno;
+  temporary_.clear();
+  fail(detail::reason_of(error));
+}
+#endif
 
 }  // namespace fulmen::checkpoint

@@ -4,30 +4,38 @@
 #include <fulmen/checkpoint/archive.hpp>
 #include <fulmen/checkpoint/module_state.hpp>
 #include <fulmen/checkpoint/state.hpp>
+#include <fulmen/compiled.hpp>
+#include <fulmen/error.hpp>
 #include <fulmen/loop/plan.hpp>
 #include <fulmen/loop/trainer_context.hpp>
 
-#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/core/Tensor.h>
 
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
 #include <filesystem>
-#include <mutex>
+#include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#if FULMEN_BODIES
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <mutex>
+#endif
+
 namespace fulmen::detail {
 
-inline at::Tensor generator_state() {
-  auto generator = at::detail::getDefaultCPUGenerator();
-  const std::lock_guard lock(generator.mutex());
-  return generator.get_state();
-}
+// Of LibTorch's default generator.
+at::Tensor generator_state();
+void set_generator_state(const at::Tensor& state);
 
-inline void set_generator_state(const at::Tensor& state) {
-  auto generator = at::detail::getDefaultCPUGenerator();
-  const std::lock_guard lock(generator.mutex());
-  generator.set_state(state);
-}
+/// Clones the tensors of a flat state in place, so that what its owner does to them leaves it as it is.
+void clone_tensors(const State& state);
 
 /// Callbacks with state_dict() and load_state_dict(state) have their state saved under their type's name.
 template <class C>
@@ -116,8 +124,7 @@ void load_checkpoint(Ctx& ctx, const std::filesystem::path& path) {
   ctx.template tell_all<hooks::on_load_checkpoint>(all);
   // Module and generator are restored in place; a copy of what they were undoes a load that fails half-way.
   State before = collect_checkpoint(ctx);
-  const State weights = before.get<State>("state_dict");
-  for (const std::string& key : weights.keys()) State(weights).set(key, weights.get<at::Tensor>(key).clone());
+  clone_tensors(before.get<State>("state_dict"));
   try {
     restore_checkpoint(ctx, all);
   } catch (const std::exception& exception) {
@@ -126,5 +133,23 @@ void load_checkpoint(Ctx& ctx, const std::filesystem::path& path) {
     fail("cannot load checkpoint '{}': {}", path.string(), message);
   }
 }
+
+#if FULMEN_BODIES
+FULMEN_INLINE at::Tensor generator_state() {
+  auto generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard lock(generator.mutex());
+  return generator.get_state();
+}
+
+FULMEN_INLINE void set_generator_state(const at::Tensor& state) {
+  auto generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard lock(generator.mutex());
+  generator.set_state(state);
+}
+
+FULMEN_INLINE void clone_tensors(const State& state) {
+  for (const std::string& key : state.keys()) State(state).set(key, state.get<at::Tensor>(key).clone());
+}
+#endif
 
 }  // namespace fulmen::detail

@@ -2,16 +2,21 @@
 #pragma once
 
 #include <fulmen/checkpoint/state.hpp>
+#include <fulmen/compiled.hpp>
 
-#include <ATen/core/grad_mode.h>
 #include <torch/nn/module.h>
+
+#include <string>
+#include <vector>
+
+#if FULMEN_BODIES
+#include <ATen/core/grad_mode.h>
 
 #include <cstddef>
 #include <stdexcept>
-#include <string>
 #include <unordered_set>
 #include <utility>
-#include <vector>
+#endif
 
 namespace fulmen {
 
@@ -33,7 +38,32 @@ void for_each_module_tensor(const torch::nn::Module& module, const std::string& 
   }
 }
 
-inline std::string shape_text(const at::Tensor& tensor) {
+std::string shape_text(const at::Tensor& tensor);
+
+}  // namespace detail
+
+/// The parameters and buffers of a module by name, as Python's module.state_dict() has them: what torch.load
+/// gives can be loaded into the same architecture in Python with strict=True. The tensors are detached and
+/// share the module's memory: write the state or clone it before the next step. (LibTorch's buffers are all
+/// persistent; undefined ones are left out.)
+State module_state(const torch::nn::Module& module);
+
+/// What load_module_state() has not used, if it is not strict.
+struct KeyMismatch {
+  std::vector<std::string> missing;     // in the module, not in the state
+  std::vector<std::string> unexpected;  // in the state, not in the module
+};
+
+/// Copies a state, of ours or of Python, into a module's parameters and buffers: in place, without a
+/// gradient, to their device and dtype. Error: std::runtime_error with all missing and unexpected keys, and
+/// all values of another shape or kind, in one message; then nothing has been changed. Without `strict`,
+/// missing and unexpected keys are no error but given back.
+KeyMismatch load_module_state(torch::nn::Module& module, const State& state, bool strict = true);
+
+#if FULMEN_BODIES
+namespace detail {
+
+FULMEN_INLINE std::string shape_text(const at::Tensor& tensor) {
   std::string text = "[";
   for (const auto size : tensor.sizes()) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
   return text + "]";
@@ -47,11 +77,7 @@ inline void append_keys(std::string& message, const char* title, const std::vect
 
 }  // namespace detail
 
-/// The parameters and buffers of a module by name, as Python's module.state_dict() has them: what torch.load
-/// gives can be loaded into the same architecture in Python with strict=True. The tensors are detached and
-/// share the module's memory: write the state or clone it before the next step. (LibTorch's buffers are all
-/// persistent; undefined ones are left out.)
-inline State module_state(const torch::nn::Module& module) {
+FULMEN_INLINE State module_state(const torch::nn::Module& module) {
   State state(module.name());
   const auto visit = [&](const std::string& name, const at::Tensor& tensor) {
     state.set(name, tensor.detach());
@@ -60,17 +86,7 @@ inline State module_state(const torch::nn::Module& module) {
   return state;
 }
 
-/// What load_module_state() has not used, if it is not strict.
-struct KeyMismatch {
-  std::vector<std::string> missing;     // in the module, not in the state
-  std::vector<std::string> unexpected;  // in the state, not in the module
-};
-
-/// Copies a state, of ours or of Python, into a module's parameters and buffers: in place, without a
-/// gradient, to their device and dtype. Error: std::runtime_error with all missing and unexpected keys, and
-/// all values of another shape or kind, in one message; then nothing has been changed. Without `strict`,
-/// missing and unexpected keys are no error but given back.
-inline KeyMismatch load_module_state(torch::nn::Module& module, const State& state, bool strict = true) {
+FULMEN_INLINE KeyMismatch load_module_state(torch::nn::Module& module, const State& state, bool strict) {
   KeyMismatch mismatch;
   std::vector<std::string> unfit;
   std::vector<std::pair<at::Tensor, at::Tensor>> copies;
@@ -112,5 +128,6 @@ inline KeyMismatch load_module_state(torch::nn::Module& module, const State& sta
   for (auto& [into, from] : copies) into.copy_(from);
   return mismatch;
 }
+#endif
 
 }  // namespace fulmen

@@ -1,6 +1,7 @@
 // Criteria for distances: of pairs, of triplets, from labels.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/fixed_string.hpp>
 #include <fulmen/criteria/reduction.hpp>
 #include <fulmen/error.hpp>
@@ -12,7 +13,9 @@
 #include <ATen/ops/pairwise_distance.h>
 #include <ATen/ops/triplet_margin_loss.h>
 
+#if FULMEN_BODIES
 #include <stdexcept>
+#endif
 
 namespace fulmen {
 
@@ -60,10 +63,7 @@ struct MarginRanking {
 };
 
 namespace detail {
-inline void check_margin(const char* criterion, double margin) {
-  if (!(margin > 0)) [[unlikely]]
-    fail<std::invalid_argument>("{}::margin is {}, expected above 0", criterion, margin);
-}
+void check_margin(const char* criterion, double margin);
 }  // namespace detail
 
 /// An anchor should be nearer to the positive than to the negative by a margin; N×D or D, distances of the
@@ -121,5 +121,16 @@ struct TripletMarginWithDistance {
 template <class Distance>
 TripletMarginWithDistance(Distance, double = 1, bool = false, Reduction = Reduction::mean)
     -> TripletMarginWithDistance<Distance>;
+
+#if FULMEN_BODIES
+namespace detail {
+
+FULMEN_INLINE void check_margin(const char* criterion, double margin) {
+  if (!(margin > 0)) [[unlikely]]
+    fail<std::invalid_argument>("{}::margin is {}, expected above 0", criterion, margin);
+}
+
+}  // namespace detail
+#endif
 
 }  // namespace fulmen

@@ -1,6 +1,7 @@
 // What all criteria share: how the losses of a batch become one, and the check that output and target fit.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/error.hpp>
 
 #include <ATen/core/Reduction.h>
@@ -8,8 +9,11 @@
 
 #include <cstdint>
 #include <optional>
+
+#if FULMEN_BODIES
 #include <stdexcept>
 #include <string>
+#endif
 
 namespace fulmen {
 
@@ -35,18 +39,8 @@ inline std::optional<at::Tensor> given(const at::Tensor& option) {
   return option.defined() ? std::optional<at::Tensor>(option) : std::nullopt;
 }
 
-[[noreturn, gnu::cold, gnu::noinline]] inline void fail_shapes(const char* criterion, const char* second,
-                                                               const at::Tensor& output,
-                                                               const at::Tensor& other) {
-  const auto text = [](at::IntArrayRef sizes) {
-    std::string out;
-    for (const std::int64_t size : sizes) out += (out.empty() ? "" : ", ") + std::to_string(size);
-    return "[" + out + "]";
-  };
-  fail<std::invalid_argument>(
-      "{}: the output has shape {}, the {} {}; expected one shape for both (they would be broadcast)",
-      criterion, text(output.sizes()), second, text(other.sizes()));
-}
+[[noreturn, gnu::cold]] void fail_shapes(const char* criterion, const char* second, const at::Tensor& output,
+                                         const at::Tensor& other);
 
 /// ATen broadcasts [N, 1] against [N] without a word, and the loss of N×N pairs looks like one.
 inline void same_shape(const char* criterion, const at::Tensor& output, const at::Tensor& other,
@@ -56,4 +50,19 @@ inline void same_shape(const char* criterion, const at::Tensor& output, const at
 }
 
 }  // namespace detail
+
+#if FULMEN_BODIES
+FULMEN_INLINE void detail::fail_shapes(const char* criterion, const char* second, const at::Tensor& output,
+                                       const at::Tensor& other) {
+  const auto text = [](at::IntArrayRef sizes) {
+    std::string out;
+    for (const std::int64_t size : sizes) out += (out.empty() ? "" : ", ") + std::to_string(size);
+    return "[" + out + "]";
+  };
+  fail<std::invalid_argument>(
+      "{}: the output has shape {}, the {} {}; expected one shape for both (they would be broadcast)",
+      criterion, text(output.sizes()), second, text(other.sizes()));
+}
+#endif
+
 }  // namespace fulmen

@@ -1,11 +1,11 @@
 // Criteria for numbers and for distributions. Each wants output and target of one shape.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/fixed_string.hpp>
 #include <fulmen/criteria/reduction.hpp>
 
 #include <ATen/TensorOperators.h>
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/huber_loss.h>
 #include <ATen/ops/kl_div.h>
 #include <ATen/ops/l1_loss.h>
@@ -13,11 +13,16 @@
 #include <ATen/ops/poisson_nll_loss.h>
 #include <ATen/ops/smooth_l1_loss.h>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <numbers>
 #include <tuple>
+
+#if FULMEN_BODIES
+#include <ATen/core/grad_mode.h>
+
+#include <cmath>
+#include <numbers>
+#endif
 
 namespace fulmen {
 
@@ -101,17 +106,7 @@ struct GaussianNLL {
   double eps = 1e-6;  ///< variances are at least this
   Reduction reduction = Reduction::mean;
 
-  at::Tensor operator()(const at::Tensor& mean, const at::Tensor& target, const at::Tensor& variance) const {
-    detail::same_shape("GaussianNLL", mean, target);
-    at::Tensor var = of_shape(mean, variance).clone();
-    {
-      const at::NoGradGuard no_grad;  // a clamped variance still gets its gradient, as in PyTorch
-      var.clamp_min_(eps);
-    }
-    at::Tensor loss = 0.5 * (var.log() + (mean - target).square() / var);
-    if (full) loss = loss + 0.5 * std::log(2 * std::numbers::pi);
-    return detail::reduce(loss, reduction);
-  }
+  at::Tensor operator()(const at::Tensor& mean, const at::Tensor& target, const at::Tensor& variance) const;
   template <class MeanAndVariance>
     requires(std::tuple_size<MeanAndVariance>::value == 2)
   at::Tensor operator()(const MeanAndVariance& output, const at::Tensor& target) const {
@@ -120,18 +115,7 @@ struct GaussianNLL {
   }
 
  private:
-  static at::Tensor of_shape(const at::Tensor& mean, const at::Tensor& variance) {
-    const at::IntArrayRef wanted = mean.sizes(), found = variance.sizes();
-    if (wanted.equals(found)) return variance;
-    if (wanted.size() == found.size() + 1 && wanted.slice(0, found.size()).equals(found))
-      return variance.unsqueeze(-1);
-    std::int64_t of_different = wanted.size() == found.size() ? 0 : 2;
-    for (std::size_t i = 0; of_different < 2 && i < wanted.size(); ++i) {
-      if (wanted[i] != found[i]) of_different += found[i];
-    }
-    if (of_different != 1) detail::fail_shapes("GaussianNLL", "variance", mean, variance);
-    return variance;
-  }
+  static at::Tensor of_shape(const at::Tensor& mean, const at::Tensor& variance);
 };
 
 /// KLDiv's own: `mean` divides by the number of elements, `batchmean` by the batch size, which is the
@@ -160,5 +144,33 @@ struct KLDiv {
     return log_probabilities.dim() > 0 ? sum / log_probabilities.size(0) : sum;
   }
 };
+
+#if FULMEN_BODIES
+FULMEN_INLINE at::Tensor GaussianNLL::operator()(const at::Tensor& mean, const at::Tensor& target,
+                                                 const at::Tensor& variance) const {
+  detail::same_shape("GaussianNLL", mean, target);
+  at::Tensor var = of_shape(mean, variance).clone();
+  {
+    const at::NoGradGuard no_grad;  // a clamped variance still gets its gradient, as in PyTorch
+    var.clamp_min_(eps);
+  }
+  at::Tensor loss = 0.5 * (var.log() + (mean - target).square() / var);
+  if (full) loss = loss + 0.5 * std::log(2 * std::numbers::pi);
+  return detail::reduce(loss, reduction);
+}
+
+FULMEN_INLINE at::Tensor GaussianNLL::of_shape(const at::Tensor& mean, const at::Tensor& variance) {
+  const at::IntArrayRef wanted = mean.sizes(), found = variance.sizes();
+  if (wanted.equals(found)) return variance;
+  if (wanted.size() == found.size() + 1 && wanted.slice(0, found.size()).equals(found))
+    return variance.unsqueeze(-1);
+  std::int64_t of_different = wanted.size() == found.size() ? 0 : 2;
+  for (std::size_t i = 0; of_different < 2 && i < wanted.size(); ++i) {
+    if (wanted[i] != found[i]) of_different += found[i];
+  }
+  if (of_different != 1) detail::fail_shapes("GaussianNLL", "variance", mean, variance);
+  return variance;
+}
+#endif
 
 }  // namespace fulmen

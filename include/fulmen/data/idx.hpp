@@ -5,7 +5,20 @@
 // fastest.
 #pragma once
 
+#include <fulmen/compiled.hpp>
+
 #include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <string_view>
+
+// 1: gzip files are read through zlib, and the program links to it. CMake sets it where it finds zlib; one
+// program must be built with one value throughout.
+#ifndef FULMEN_WITH_ZLIB
+#define FULMEN_WITH_ZLIB 0
+#endif
+
+#if FULMEN_BODIES
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -15,29 +28,40 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
 
-// 1: gzip files are read through zlib, and the program links to it. CMake sets it where it finds zlib; one
-// program must be built with one value throughout.
-#ifndef FULMEN_WITH_ZLIB
-#define FULMEN_WITH_ZLIB 0
-#endif
-
 #if FULMEN_WITH_ZLIB
 #include <zlib.h>
+#endif
 #endif
 
 namespace fulmen {
 
+// The array in the IDX file `file`, on the CPU, contiguous, with the file's shape and element type: MNIST's
+// images are uint8 of shape N x 28 x 28, its labels uint8 of shape N. Whether the file is gzip is seen in its
+// first bytes, not in its name.
+//
+// Throws std::runtime_error, one line that names the file, what was found and what was expected, when the
+// file is missing, a directory, empty, of another format, of an unknown element type, too short, too long,
+// corrupt, or when its dimensions cannot be those of any array. Memory is taken only for what the file holds.
+at::Tensor read_idx(const std::filesystem::path& file);
+
+// The IDX file in `directory` that is called `stem`: with `-idx` or `.idx`, with or without `.gz`, the plain
+// file before the gzip one. `stem` is the whole name (`train-images-idx3-ubyte`, `train-images.idx3-ubyte`)
+// or what stands before its rank (`train-images`).
+//
+// Throws std::runtime_error, which lists the names looked for, when there is no such file, and when a short
+// stem fits files of different ranks or types.
+std::filesystem::path find_idx(const std::filesystem::path& directory, std::string_view stem);
+
+#if FULMEN_BODIES
 namespace detail::idx {
 
 struct Element {
@@ -228,14 +252,7 @@ inline bool is_spelling(std::string_view name, std::string_view stem) {
 
 }  // namespace detail::idx
 
-// The array in the IDX file `file`, on the CPU, contiguous, with the file's shape and element type: MNIST's
-// images are uint8 of shape N x 28 x 28, its labels uint8 of shape N. Whether the file is gzip is seen in its
-// first bytes, not in its name.
-//
-// Throws std::runtime_error, one line that names the file, what was found and what was expected, when the
-// file is missing, a directory, empty, of another format, of an unknown element type, too short, too long,
-// corrupt, or when its dimensions cannot be those of any array. Memory is taken only for what the file holds.
-inline at::Tensor read_idx(const std::filesystem::path& file) {
+FULMEN_INLINE at::Tensor read_idx(const std::filesystem::path& file) {
   namespace idx = detail::idx;
   idx::Source source{file};
 
@@ -327,13 +344,7 @@ inline at::Tensor read_idx(const std::filesystem::path& file) {
   return array;
 }
 
-// The IDX file in `directory` that is called `stem`: with `-idx` or `.idx`, with or without `.gz`, the plain
-// file before the gzip one. `stem` is the whole name (`train-images-idx3-ubyte`, `train-images.idx3-ubyte`)
-// or what stands before its rank (`train-images`).
-//
-// Throws std::runtime_error, which lists the names looked for, when there is no such file, and when a short
-// stem fits files of different ranks or types.
-inline std::filesystem::path find_idx(const std::filesystem::path& directory, std::string_view stem) {
+FULMEN_INLINE std::filesystem::path find_idx(const std::filesystem::path& directory, std::string_view stem) {
   namespace fs = std::filesystem;
   const auto fail = [&](const std::string& what) {
     throw std::runtime_error("fulmen::find_idx: '" + directory.string() + "': " + what);
@@ -388,5 +399,6 @@ inline std::filesystem::path find_idx(const std::filesystem::path& directory, st
   fail("no such IDX file, looked for " + list);
   return {};
 }
+#endif
 
 }  // namespace fulmen

@@ -1,12 +1,9 @@
 // prefetch: makes the next batches of any loader in a background thread while the step runs.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/data/combined_loader.hpp>
 #include <fulmen/data/loader.hpp>
-#include <fulmen/error.hpp>
-
-#include <ATen/Parallel.h>
-#include <ATen/ThreadLocalState.h>
 
 #include <condition_variable>
 #include <cstddef>
@@ -20,6 +17,15 @@
 #include <thread>
 #include <type_traits>
 #include <utility>
+
+#if FULMEN_BODIES
+#include <fulmen/error.hpp>
+
+#include <ATen/Parallel.h>
+#include <ATen/ThreadLocalState.h>
+
+#include <stdexcept>
+#endif
 
 namespace fulmen {
 
@@ -53,6 +59,13 @@ inline constexpr bool begins_late<CombinedLoader<CombineMode::MaxSizeCycle, L...
 template <class... L>
 inline constexpr bool begins_late<CombinedLoader<CombineMode::Sequential, L...>> = true;
 
+/// Throws std::invalid_argument if an option is below 1.
+void check_prefetch(const PrefetchOptions& options);
+
+/// A thread that calls work(walk) in the caller's modes (grad mode and such), with `threads` of LibTorch's
+/// threads. Their numbers are set, here and there, when it returns.
+std::thread start_in_background(int threads, void (*work)(void*), void* walk);
+
 /// One walk through a loader: a thread that makes batches, and a queue to the thread that uses them.
 template <class L>
 class PrefetchWalk {
@@ -67,25 +80,8 @@ class PrefetchWalk {
         at_(loader.begin()),
         end_(loader.end()),
         capacity_(static_cast<std::size_t>(options.batches)) {
-    // set_num_threads() is for the calling thread and for those that ask for the first time later; the latter
-    // is undone.
-    const int threads = at::get_num_threads();
-    thread_ = std::thread([this, wanted = options.threads, caller = at::ThreadLocalState()] {
-      at::get_num_threads();  // the first time
-      at::set_num_threads(wanted);
-      {
-        const std::lock_guard lock(mutex_);
-        started_ = true;
-      }
-      changed_.notify_one();
-      const at::ThreadLocalStateGuard as_caller(caller);  // grad mode, inference mode, autocast
-      work();
-    });
-    {
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return started_; });
-    }
-    at::set_num_threads(threads);
+    thread_ = start_in_background(
+        options.threads, [](void* walk) { static_cast<PrefetchWalk*>(walk)->work(); }, this);
   }
   ~PrefetchWalk() { stop(); }
   PrefetchWalk(const PrefetchWalk&) = delete;
@@ -208,8 +204,8 @@ class PrefetchWalk {
   const std::size_t capacity_;
   std::mutex mutex_;
   std::condition_variable changed_, room_;
-  std::deque<Item> queue_;                                 // guarded by the mutex, as the next three
-  bool started_ = false, stopped_ = false, done_ = false;  // done_: the background thread has left the loader
+  std::deque<Item> queue_;                // guarded by the mutex, as the next three
+  bool stopped_ = false, done_ = false;  // done_: the background thread has left the loader
   std::exception_ptr error_;
   State last_{};
 
@@ -234,10 +230,7 @@ class PrefetchLoader {
   /// @throws std::invalid_argument if an option is below 1
   PrefetchLoader(L&& loader, const PrefetchOptions& options)
       : loader_(std::forward<L>(loader)), options_(options) {
-    if (options.batches < 1)
-      fail<std::invalid_argument>("prefetch: batches is {}, expected at least 1", options.batches);
-    if (options.threads < 1)
-      fail<std::invalid_argument>("prefetch: threads is {}, expected at least 1", options.threads);
+    detail::check_prefetch(options);
   }
 
   /// The walk ends, and its thread, with the iterator.
@@ -353,5 +346,41 @@ auto prefetch(L&& loader, const PrefetchOptions& options = {}) {
                 "prefetch each of them instead: combined(mode, prefetch(a), prefetch(b))");
   if constexpr (is_loader && !begins_late) return PrefetchLoader<L>(std::forward<L>(loader), options);
 }
+
+#if FULMEN_BODIES
+FULMEN_INLINE void detail::check_prefetch(const PrefetchOptions& options) {
+  if (options.batches < 1)
+    fail<std::invalid_argument>("prefetch: batches is {}, expected at least 1", options.batches);
+  if (options.threads < 1)
+    fail<std::invalid_argument>("prefetch: threads is {}, expected at least 1", options.threads);
+}
+
+FULMEN_INLINE std::thread detail::start_in_background(int threads, void (*work)(void*), void* walk) {
+  // set_num_threads() is for the calling thread and for those that ask for the first time later; the latter
+  // is undone.
+  const int callers = at::get_num_threads();
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool started = false;
+  std::thread thread([&, threads, work, walk, caller = at::ThreadLocalState()] {
+    at::get_num_threads();  // the first time
+    at::set_num_threads(threads);
+    {
+      // Told with the lock held: without it the caller could have returned, and `changed` be gone.
+      const std::lock_guard lock(mutex);
+      started = true;
+      changed.notify_one();
+    }
+    const at::ThreadLocalStateGuard as_caller(caller);  // grad mode, inference mode, autocast
+    work(walk);
+  });
+  {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return started; });
+  }
+  at::set_num_threads(callers);
+  return thread;
+}
+#endif
 
 }  // namespace fulmen

@@ -11,7 +11,12 @@
 #include <filesystem>
 #include <initializer_list>
 #include <optional>
+#include <utility>
+
+#if FULMEN_BODIES
 #include <string>
+#include <system_error>
+#endif
 
 namespace fulmen {
 
@@ -44,10 +49,7 @@ class Context {
   /// Batches whose gradients make one optimizer step.
   std::int64_t accumulate_grad_batches() const { return accumulate_; }
   /// Changes that from the next batch on: for schedules by epoch, in on_train_epoch_start.
-  void set_accumulate_grad_batches(std::int64_t batches) {
-    if (batches < 1) fail<std::invalid_argument>("accumulate_grad_batches is {}, expected at least 1", batches);
-    accumulate_ = batches;
-  }
+  void set_accumulate_grad_batches(std::int64_t batches);
   /// Batches that the running phase will see, if its loader has a size.
   std::optional<std::int64_t> num_batches() const { return num_batches_; }
   /// Samples in the running batch.
@@ -98,46 +100,19 @@ class Context {
   bool writes_files() const { return options_.fast_dev_run == 0; }
 
  protected:
-  explicit Context(Options options) { set_options(std::move(options)); }
-  ~Context() = default;
+  explicit Context(Options options);
+  ~Context();
 
  private:
   friend struct detail::LoopAccess;
 
-  void set_options(Options options) {
-    validate(options);
-    if (!options.overfit_batches.is_zero()) {
-      options.limit_train_batches = options.limit_val_batches = options.overfit_batches;
-    }
-    if (options.fast_dev_run > 0) {
-      // A look at everything once: validation must not wait for an epoch or a batch that never comes.
-      options.check_val_every_n_epoch = 1;
-      options.val_check_interval = {};
-    }
-    accumulate_ = options.accumulate_grad_batches;
-    options_ = std::move(options);
-  }
+  void set_options(Options options);
 
   LogPlace log_place() const {
     return {phase_, by_step_, by_step_ || in_batch_ ? batch_size_ : 1, several_loaders_ && in_batch_ ? dataloader_idx_ : -1};
   }
 
-  void make_run_dir() {
-    const std::filesystem::path parent = options_.default_root_dir / options_.name;
-    std::error_code error;
-    std::filesystem::create_directories(parent, error);
-    for (int version = 0; !error; ++version) {
-      std::filesystem::path dir = parent / ("version_" + std::to_string(version));
-      // create_directory answers false for one that exists, so two runs that start at once get two folders.
-      if (std::filesystem::create_directory(dir, error)) {
-        run_dir_ = std::move(dir);
-        return;
-      }
-      if (error && std::filesystem::is_directory(dir)) error.clear();
-    }
-    fail("cannot make a run folder in '{}': {}; set Options::default_root_dir to a folder that can be written",
-         parent.string(), error.message());
-  }
+  void make_run_dir();
 
   Options options_;
   MetricStore metrics_;
@@ -155,5 +130,46 @@ class Context {
   at::Device device_ = at::kCPU;
   std::filesystem::path run_dir_;
 };
+
+#if FULMEN_BODIES
+FULMEN_INLINE Context::Context(Options options) { set_options(std::move(options)); }
+FULMEN_INLINE Context::~Context() = default;
+
+FULMEN_INLINE void Context::set_accumulate_grad_batches(std::int64_t batches) {
+  if (batches < 1) fail<std::invalid_argument>("accumulate_grad_batches is {}, expected at least 1", batches);
+  accumulate_ = batches;
+}
+
+FULMEN_INLINE void Context::set_options(Options options) {
+  validate(options);
+  if (!options.overfit_batches.is_zero()) {
+    options.limit_train_batches = options.limit_val_batches = options.overfit_batches;
+  }
+  if (options.fast_dev_run > 0) {
+    // A look at everything once: validation must not wait for an epoch or a batch that never comes.
+    options.check_val_every_n_epoch = 1;
+    options.val_check_interval = {};
+  }
+  accumulate_ = options.accumulate_grad_batches;
+  options_ = std::move(options);
+}
+
+FULMEN_INLINE void Context::make_run_dir() {
+  const std::filesystem::path parent = options_.default_root_dir / options_.name;
+  std::error_code error;
+  std::filesystem::create_directories(parent, error);
+  for (int version = 0; !error; ++version) {
+    std::filesystem::path dir = parent / ("version_" + std::to_string(version));
+    // create_directory answers false for one that exists, so two runs that start at once get two folders.
+    if (std::filesystem::create_directory(dir, error)) {
+      run_dir_ = std::move(dir);
+      return;
+    }
+    if (error && std::filesystem::is_directory(dir)) error.clear();
+  }
+  fail("cannot make a run folder in '{}': {}; set Options::default_root_dir to a folder that can be written",
+       parent.string(), error.message());
+}
+#endif
 
 }  // namespace fulmen

@@ -9,10 +9,15 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
 
+#include <memory>
 #include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#if FULMEN_BODIES
+#include <string>
+#endif
 
 namespace fulmen::detail {
 
@@ -63,17 +68,8 @@ struct Predict {
 /// The modes of a module and of each of its submodules, to be put back after evaluation.
 class Modes {
  public:
-  explicit Modes(torch::nn::Module& module) : module_(module), training_(module.is_training()) {
-    for (auto& child : module.modules(/*include_self=*/false)) {
-      const bool training = child->is_training();
-      children_.emplace_back(std::move(child), training);
-    }
-  }
-  void restore() {
-    // train() is recursive; parents come before their children here, so that a child's own mode has the last word.
-    module_.train(training_);
-    for (auto& [child, training] : children_) child->train(training);
-  }
+  explicit Modes(torch::nn::Module& module);
+  void restore();
 
  private:
   torch::nn::Module& module_;
@@ -108,10 +104,10 @@ class EvalMode {
 /// No gradients, by inference mode (faster: no version counters) or plain no_grad.
 class NoGradients {
  public:
-  explicit NoGradients(bool inference_mode) {
-    if (inference_mode) inference_.emplace();
-    else no_grad_.emplace();
-  }
+  explicit NoGradients(bool inference_mode);
+  ~NoGradients();
+  NoGradients(const NoGradients&) = delete;
+  NoGradients& operator=(const NoGradients&) = delete;
 
  private:
   std::optional<c10::InferenceMode> inference_;
@@ -121,26 +117,8 @@ class NoGradients {
 /// Notes which phase runs, and puts back the one before: validation inside fit returns to training.
 class PhaseScope {
  public:
-  PhaseScope(Context& ctx, Phase phase)
-      : ctx_(ctx),
-        phase_(LoopAccess::phase(ctx)),
-        batch_idx_(LoopAccess::batch_idx(ctx)),
-        batch_size_(LoopAccess::batch_size(ctx)),
-        num_batches_(LoopAccess::num_batches(ctx)),
-        by_step_(LoopAccess::by_step(ctx)) {
-    LoopAccess::phase(ctx) = phase;
-    LoopAccess::by_step(ctx) = false;
-  }
-  ~PhaseScope() {
-    LoopAccess::phase(ctx_) = phase_;
-    LoopAccess::batch_idx(ctx_) = batch_idx_;
-    LoopAccess::batch_size(ctx_) = batch_size_;
-    LoopAccess::num_batches(ctx_) = num_batches_;
-    LoopAccess::by_step(ctx_) = by_step_;
-    LoopAccess::in_batch(ctx_) = false;
-    LoopAccess::several_loaders(ctx_) = false;
-    LoopAccess::dataloader_idx(ctx_) = 0;
-  }
+  PhaseScope(Context& ctx, Phase phase);
+  ~PhaseScope();
   PhaseScope(const PhaseScope&) = delete;
   PhaseScope& operator=(const PhaseScope&) = delete;
 
@@ -227,6 +205,12 @@ auto evaluation_step(Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
   }
 }
 
+/// Says which loader is empty: the running one.
+[[noreturn, gnu::cold]] void fail_for_empty_loader(Context& ctx);
+
+/// Ends an epoch whose first values are in `results`: adds what was logged after them.
+void end_epoch(Context& ctx, Phase phase, Metrics& results);
+
 /// All batches of one loader. @return how many
 template <class E, class Ctx, class L, class Predictions, class Use>
 std::int64_t evaluate_loader(Ctx& ctx, L& loader, std::optional<std::int64_t> limit, Predictions& predictions, Use&& use) {
@@ -257,10 +241,7 @@ std::int64_t evaluate_loader(Ctx& ctx, L& loader, std::optional<std::int64_t> li
     ++batch_idx;
     if (interrupted(ctx) || (limit && batch_idx >= *limit)) break;
   }
-  if (batch_idx == 0 && !ctx.interrupted()) {
-    fail<std::invalid_argument>("{}: the loader{} is empty, expected at least one batch", to_string(ctx.phase()),
-                                LoopAccess::several_loaders(ctx) ? " " + std::to_string(dataloader_idx) : "");
-  }
+  if (batch_idx == 0 && !ctx.interrupted()) fail_for_empty_loader(ctx);
   return batch_idx;
 }
 
@@ -318,8 +299,7 @@ void evaluation_pass(Ctx& ctx, L& loaders, LimitOf&& limit_of, Phase phase, Use&
     // Reduced before the hook, so that callbacks can read the epoch's values, and after it, for what is logged there.
     Metrics results = ctx.metrics().end_epoch(phase, /*last=*/false);
     ctx.template tell_all<typename E::EpochEnd>();
-    const Metrics late = ctx.metrics().end_epoch(phase);
-    results.insert(results.end(), late.begin(), late.end());
+    end_epoch(ctx, phase, results);
     if (phase != Phase::sanity_check) ctx.log_metrics(results);
     if constexpr (requires { predictions.write(ctx); }) predictions.write(ctx);
     ctx.template tell_all<typename E::End>();
@@ -328,10 +308,66 @@ void evaluation_pass(Ctx& ctx, L& loaders, LimitOf&& limit_of, Phase phase, Use&
 }
 
 /// limit_*_batches and fast_dev_run together. A limit of a count is clipped to the loader's size where that is known.
-inline std::optional<std::int64_t> batch_limit(const Context& ctx, const Limit& limit,
-                                               std::optional<std::int64_t> size, const char* option) {
+std::optional<std::int64_t> batch_limit(const Context& ctx, const Limit& limit, std::optional<std::int64_t> size,
+                                        const char* option);
+
+#if FULMEN_BODIES
+FULMEN_INLINE Modes::Modes(torch::nn::Module& module) : module_(module), training_(module.is_training()) {
+  for (auto& child : module.modules(/*include_self=*/false)) {
+    const bool training = child->is_training();
+    children_.emplace_back(std::move(child), training);
+  }
+}
+
+FULMEN_INLINE void Modes::restore() {
+  // train() is recursive; parents come before their children here, so that a child's own mode has the last word.
+  module_.train(training_);
+  for (auto& [child, training] : children_) child->train(training);
+}
+
+FULMEN_INLINE NoGradients::NoGradients(bool inference_mode) {
+  if (inference_mode) inference_.emplace();
+  else no_grad_.emplace();
+}
+FULMEN_INLINE NoGradients::~NoGradients() = default;
+
+FULMEN_INLINE PhaseScope::PhaseScope(Context& ctx, Phase phase)
+    : ctx_(ctx),
+      phase_(LoopAccess::phase(ctx)),
+      batch_idx_(LoopAccess::batch_idx(ctx)),
+      batch_size_(LoopAccess::batch_size(ctx)),
+      num_batches_(LoopAccess::num_batches(ctx)),
+      by_step_(LoopAccess::by_step(ctx)) {
+  LoopAccess::phase(ctx) = phase;
+  LoopAccess::by_step(ctx) = false;
+}
+
+FULMEN_INLINE PhaseScope::~PhaseScope() {
+  LoopAccess::phase(ctx_) = phase_;
+  LoopAccess::batch_idx(ctx_) = batch_idx_;
+  LoopAccess::batch_size(ctx_) = batch_size_;
+  LoopAccess::num_batches(ctx_) = num_batches_;
+  LoopAccess::by_step(ctx_) = by_step_;
+  LoopAccess::in_batch(ctx_) = false;
+  LoopAccess::several_loaders(ctx_) = false;
+  LoopAccess::dataloader_idx(ctx_) = 0;
+}
+
+FULMEN_INLINE void fail_for_empty_loader(Context& ctx) {
+  fail<std::invalid_argument>("{}: the loader{} is empty, expected at least one batch", to_string(ctx.phase()),
+                              LoopAccess::several_loaders(ctx) ? " " + std::to_string(ctx.dataloader_idx()) : "");
+}
+
+FULMEN_INLINE void end_epoch(Context& ctx, Phase phase, Metrics& results) {
+  const Metrics late = ctx.metrics().end_epoch(phase);
+  results.insert(results.end(), late.begin(), late.end());
+}
+
+FULMEN_INLINE std::optional<std::int64_t> batch_limit(const Context& ctx, const Limit& limit,
+                                                       std::optional<std::int64_t> size, const char* option) {
   const std::int64_t fast = ctx.options().fast_dev_run;
   return fast > 0 ? Limit(fast).of(size, option) : limit.of(size, option);
 }
+#endif
 
 }  // namespace fulmen::detail

@@ -5,29 +5,30 @@
 #include <fulmen/loop/evaluate.hpp>
 #include <fulmen/optim/clip.hpp>
 
-#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/anomaly_mode.h>
 
+#include <algorithm>
 #include <chrono>
-#include <mutex>
 #include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#if FULMEN_BODIES
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <mutex>
+#endif
 
 namespace fulmen::detail {
 
 /// Puts the default generator back as it was, so that the sanity check does not change what training draws.
 class IsolatedGenerator {
  public:
-  IsolatedGenerator() : generator_(at::detail::getDefaultCPUGenerator()) {
-    const std::lock_guard lock(generator_.mutex());
-    state_ = generator_.get_state();
-  }
-  ~IsolatedGenerator() {
-    const std::lock_guard lock(generator_.mutex());
-    generator_.set_state(state_);
-  }
+  IsolatedGenerator();
+  ~IsolatedGenerator();
   IsolatedGenerator(const IsolatedGenerator&) = delete;
   IsolatedGenerator& operator=(const IsolatedGenerator&) = delete;
 
@@ -200,22 +201,7 @@ inline bool validates(const Options& o, std::int64_t epoch) {
 }
 
 /// After how many batches validation runs; nothing: at the epoch's end.
-inline std::optional<std::int64_t> validation_interval(const Options& o, std::optional<std::int64_t> batches) {
-  if (o.val_check_interval.is_default()) return std::nullopt;
-  if (!o.val_check_interval.is_count() && !batches) {
-    fail<std::invalid_argument>("Options::val_check_interval is the fraction {} of a loader that has no size(): give a "
-                                "count of batches instead", o.val_check_interval.value());
-  }
-  const std::int64_t interval = o.val_check_interval.is_count()
-                                    ? static_cast<std::int64_t>(o.val_check_interval.value())
-                                    : std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(*batches) *
-                                                                                          o.val_check_interval.value()));
-  if (o.check_val_every_n_epoch != 0 && batches && interval > *batches) {
-    fail<std::invalid_argument>("Options::val_check_interval is {}, expected at most the {} batches of an epoch; to count "
-                                "batches across epochs, set check_val_every_n_epoch to 0", interval, *batches);
-  }
-  return interval;
-}
+std::optional<std::int64_t> validation_interval(const Options& o, std::optional<std::int64_t> batches);
 
 /// Counts what the context is told before anybody looks, and when the epoch is left in whatever way: the batches done, which
 /// `batch_idx` is the number of, and the optimizer's steps.
@@ -398,5 +384,34 @@ void fit(Ctx& ctx, Train& train, Val& val) {
   }
   if (!ctx.interrupted()) ctx.template tell_all<hooks::on_fit_end>();
 }
+
+#if FULMEN_BODIES
+FULMEN_INLINE IsolatedGenerator::IsolatedGenerator() : generator_(at::detail::getDefaultCPUGenerator()) {
+  const std::lock_guard lock(generator_.mutex());
+  state_ = generator_.get_state();
+}
+
+FULMEN_INLINE IsolatedGenerator::~IsolatedGenerator() {
+  const std::lock_guard lock(generator_.mutex());
+  generator_.set_state(state_);
+}
+
+FULMEN_INLINE std::optional<std::int64_t> validation_interval(const Options& o, std::optional<std::int64_t> batches) {
+  if (o.val_check_interval.is_default()) return std::nullopt;
+  if (!o.val_check_interval.is_count() && !batches) {
+    fail<std::invalid_argument>("Options::val_check_interval is the fraction {} of a loader that has no size(): give a "
+                                "count of batches instead", o.val_check_interval.value());
+  }
+  const std::int64_t interval = o.val_check_interval.is_count()
+                                    ? static_cast<std::int64_t>(o.val_check_interval.value())
+                                    : std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(*batches) *
+                                                                                          o.val_check_interval.value()));
+  if (o.check_val_every_n_epoch != 0 && batches && interval > *batches) {
+    fail<std::invalid_argument>("Options::val_check_interval is {}, expected at most the {} batches of an epoch; to count "
+                                "batches across epochs, set check_val_every_n_epoch to 0", interval, *batches);
+  }
+  return interval;
+}
+#endif
 
 }  // namespace fulmen::detail

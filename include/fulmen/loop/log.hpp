@@ -5,8 +5,6 @@
 #include <fulmen/loop/stage.hpp>
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/stack.h>
-#include <ATen/ops/tensor.h>
 
 #include <algorithm>
 #include <concepts>
@@ -16,7 +14,13 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
+
+#if FULMEN_BODIES
+#include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
+#endif
 
 namespace fulmen {
 
@@ -107,26 +111,17 @@ class Metrics : public std::vector<Metric> {
  public:
   using std::vector<Metric>::vector;
 
-  std::optional<double> find(std::string_view name) const {
-    for (const Metric& metric : *this) {
-      if (metric.name == name) return metric.value;
-    }
-    return std::nullopt;
-  }
+  std::optional<double> find(std::string_view name) const;
   /// @throws std::out_of_range naming the values there are.
-  double at(std::string_view name) const {
-    if (const std::optional<double> found = find(name)) return *found;
-    fail<std::out_of_range>("there is no value '{}'; there is: {}", name, names());
-  }
+  double at(std::string_view name) const;
   /// All names in a line, for messages.
-  std::string names() const {
-    std::string out;
-    for (const Metric& metric : *this) (out += out.empty() ? "" : ", ") += metric.name;
-    return out.empty() ? "nothing" : out;
-  }
+  std::string names() const;
 };
 
 namespace detail {
+
+/// The value of a one-element tensor of whatever type and device.
+double read_any_scalar(const at::Tensor& tensor);
 
 /// Reads a one-element tensor. On the CPU that is a load; elsewhere it waits for the device.
 inline double read_scalar(const at::Tensor& tensor) {
@@ -134,36 +129,22 @@ inline double read_scalar(const at::Tensor& tensor) {
     if (tensor.scalar_type() == at::kFloat) return static_cast<double>(*tensor.const_data_ptr<float>());
     if (tensor.scalar_type() == at::kDouble) return *tensor.const_data_ptr<double>();
   }
-  return tensor.item().toDouble();
+  return read_any_scalar(tensor);
 }
 
 /// Values that are still on a device, with their weights. Folded there, so that memory stays bounded in a long epoch
 /// and the host waits for the device only when the value is read.
 class DeviceValues {
  public:
-  void add(const at::Tensor& value, double weight, Reduce reduce) {
-    values_.push_back(value.detach());
-    weights_.push_back(weight);
-    if (values_.size() >= 64) fold(reduce);
-  }
+  void add(const at::Tensor& value, double weight, Reduce reduce);
   bool empty() const { return values_.empty(); }
   at::Tensor last() const { return values_.back(); }
   void clear() { values_.clear(), weights_.clear(); }
   /// The sum of value × weight for the mean, else the sum, minimum or maximum. Waits for the device.
-  double read(Reduce reduce) {
-    fold(reduce);
-    return read_scalar(values_.front());
-  }
+  double read(Reduce reduce);
 
  private:
-  void fold(Reduce reduce) {
-    if (values_.size() < 2 && !(reduce == Reduce::mean && weights_.front() != 1.0)) return;
-    at::Tensor all = at::stack(values_).to(at::kDouble);
-    if (reduce == Reduce::mean) all = all.mul(at::tensor(weights_, at::TensorOptions(at::kDouble)).to(all.device()));
-    at::Tensor one = reduce == Reduce::min ? all.min() : reduce == Reduce::max ? all.max() : all.sum();
-    values_.assign(1, std::move(one));
-    weights_.assign(1, 1.0);
-  }
+  void fold(Reduce reduce);
 
   std::vector<at::Tensor> values_;
   std::vector<double> weights_;
@@ -185,157 +166,56 @@ class MetricStore {
 
   /// @throws std::invalid_argument if the tensor does not have exactly one element.
   void log(LogName name, const at::Tensor& value, const LogOptions& options, const LogPlace& place) {
-    if (!value.defined() || value.numel() != 1) {
-      fail<std::invalid_argument>("log(\"{}\"): expected a number or a tensor of one element, got {}", name.text(),
-                                  value.defined() ? "a tensor of " + std::to_string(value.numel()) + " elements"
-                                                  : std::string("an undefined tensor"));
-    }
+    if (!value.defined() || value.numel() != 1) refuse(name, value);
     if (value.is_cpu()) return log(name, detail::read_scalar(value), options, place);
     log_deferred(name, value, options, place);
   }
 
   /// The path of a tensor that lives on a device: nothing is read until somebody asks.
-  void log_deferred(LogName name, const at::Tensor& value, const LogOptions& options, const LogPlace& place) {
-    Slot& slot = slot_for(name, options, place);
-    slot.last_tensor = value.detach();
-    slot.last_on_device = true;
-    slot.step_time = clock_;
-    if (slot.on_epoch) {
-      const double w = weight_of(options, place.weight);
-      slot.device.add(value, w, slot.reduce);
-      slot.weight += w;
-    }
-    slot.fresh_step = slot.fresh_epoch = true;
-  }
+  void log_deferred(LogName name, const at::Tensor& value, const LogOptions& options, const LogPlace& place);
 
   /// A metric object: computed when the epoch ends, and reset after the hooks at its end. Until then the object must live.
   template <detail::HasEpochValue M>
-  void log_object(LogName name, M& metric, LogOptions options, const LogPlace& place) {
-    if (options.on_step.value_or(false) || !options.on_epoch.value_or(true)) {
-      fail<std::invalid_argument>("log(\"{}\", metric): a metric object has a value at the epoch's end only; leave out "
-                                  "on_step and on_epoch, or log a number", name.text());
-    }
-    options.on_step = false, options.on_epoch = true;
-    Slot& slot = slot_for(name, options, place);
-    slot.object = &metric;
-    slot.compute = [](void* object) { return static_cast<double>(static_cast<M*>(object)->compute()); };
-    slot.reset_object = [](void* object) { static_cast<M*>(object)->reset(); };
-    slot.fresh_epoch = true;
+  void log_object(LogName name, M& metric, const LogOptions& options, const LogPlace& place) {
+    log_object(
+        name, &metric, [](void* object) { return static_cast<double>(static_cast<M*>(object)->compute()); },
+        [](void* object) { static_cast<M*>(object)->reset(); }, options, place);
   }
 
   /// Forgets what a phase has accumulated. The values of its last run can still be found by name.
-  void begin_epoch(Phase phase) {
-    ++clock_;
-    for (Slot& slot : slots_) {
-      if (slot.phase == phase) slot.reset();
-    }
-  }
+  void begin_epoch(Phase phase);
 
   /// Drops a phase's slots altogether: what the sanity check logged is nobody's business afterwards.
-  void forget(Phase phase) {
-    std::erase_if(slots_, [&](const Slot& slot) { return slot.phase == phase; });
-    std::fill(index_.begin(), index_.end(), -1);
-    for (std::size_t i = 0; i < slots_.size(); ++i) enter(i);
-  }
+  void forget(Phase phase);
 
   /// The values that batches logged on_step, for the loggers. One that was not logged by the last batch is repeated until
   /// the epoch ends, as Lightning does.
   /// @param dataloader of which loader among several of the phase; see LogPlace
-  Metrics step_metrics(Phase phase, std::int64_t dataloader = -1) {
-    Metrics out;
-    for (Slot& slot : slots_) {
-      if (slot.phase != phase || !slot.on_step || !slot.logger || !slot.fresh_step) continue;
-      if (slot.dataloader == dataloader || slot.dataloader < 0) out.push_back({slot.step_name(), slot.read_last()});
-    }
-    return out;
-  }
+  Metrics step_metrics(Phase phase, std::int64_t dataloader = -1);
 
   /// Reduces what a phase logged on_epoch since the last call, makes it readable by name, and returns what goes to the
   /// loggers.
   /// @param last no more hooks of the epoch's end follow: metric objects are reset
-  Metrics end_epoch(Phase phase, bool last = true) {
-    Metrics out;
-    for (Slot& slot : slots_) {
-      if (slot.phase != phase || !slot.on_epoch) continue;
-      if (slot.fresh_epoch) {
-        slot.epoch_value = slot.read_epoch();
-        slot.epoch_time = clock_;
-        slot.has_epoch_value = true;
-        slot.fresh_epoch = false;
-        if (slot.logger) out.push_back({slot.epoch_name(), slot.epoch_value});
-      }
-      if (last && slot.object != nullptr) {
-        slot.reset_object(slot.object);
-        slot.object = nullptr;
-      }
-    }
-    ++clock_;
-    return out;
-  }
+  Metrics end_epoch(Phase phase, bool last = true);
 
   /// Values marked prog_bar: the running one of a training batch, the finished one of anything else.
-  Metrics progress_bar_metrics() { return collect(&Slot::prog_bar); }
+  Metrics progress_bar_metrics();
   /// The same for one phase; of an epoch that still runs, the value so far.
-  Metrics progress_bar_metrics(Phase phase) {
-    Metrics out;
-    Times times;
-    for (Slot& slot : slots_) {
-      if (!slot.prog_bar) continue;
-      if (slot.phase == phase && slot.on_epoch && !slot.on_step && slot.fresh_epoch) {
-        out.push_back({slot.name, slot.read_epoch()});
-      } else if (slot.phase == phase || phase == Phase::train) {
-        show_both(out, times, slot);
-      }
-    }
-    return out;
-  }
+  Metrics progress_bar_metrics(Phase phase);
 
   /// What callbacks monitor, as Lightning has it: of a value logged both ways name_step, name_epoch and the newer of the
   /// two as name. An evaluation's values are here once it has ended, its steps' values never.
-  Metrics callback_metrics() {
-    Metrics out;
-    Times times;
-    for (Slot& slot : slots_) {
-      const bool training = slot.phase == Phase::train, step = training && slot.has_step();
-      if (step) show(out, times, slot, slot.step_name(), true);
-      if (slot.has_epoch_value) show(out, times, slot, slot.epoch_name(), false);
-      if (slot.forks() && (step || slot.has_epoch_value)) show(out, times, slot, slot.name, step && slot.step_is_newer());
-    }
-    return out;
-  }
+  Metrics callback_metrics();
 
   /// What goes to the loggers, the last value of each name.
-  Metrics logged_metrics() { return collect(&Slot::logger); }
+  Metrics logged_metrics();
 
   /// The current value of a name (`loss`, or `loss_step`/`loss_epoch` where it was logged both ways). Where training and
   /// an evaluation use one name, the newer.
-  std::optional<double> find(std::string_view name) {
-    std::optional<double> found;
-    std::uint64_t newest = 0;
-    const auto take = [&](Slot& slot, bool step) {
-      const std::uint64_t time = step ? slot.step_time : slot.epoch_time;
-      if (found && time < newest) return;
-      found = step ? slot.read_last() : slot.epoch_value;
-      newest = time;
-    };
-    for (Slot& slot : slots_) {
-      if (slot.has_step() && name == slot.step_name()) take(slot, true);
-      if (slot.has_epoch_value && name == slot.epoch_name()) take(slot, false);
-      if (!slot.forks() || name != slot.name) continue;
-      const bool step = slot.phase == Phase::train && slot.has_step() && slot.step_is_newer();
-      if (step || slot.has_epoch_value) take(slot, step);
-    }
-    return found;
-  }
+  std::optional<double> find(std::string_view name);
 
   /// What a phase's last run came to, in the order of logging.
-  Metrics results(Phase phase) const {
-    Metrics out;
-    for (const Slot& slot : slots_) {
-      if (slot.phase == phase && slot.has_epoch_value) out.push_back({slot.epoch_name(), slot.epoch_value});
-    }
-    return out;
-  }
+  Metrics results(Phase phase) const;
 
  private:
   struct Slot {
@@ -364,33 +244,9 @@ class MetricStore {
     bool forks() const { return on_step && on_epoch; }
     bool has_step() const { return on_step && step_time > 0; }
     bool step_is_newer() const { return !has_epoch_value || step_time > epoch_time; }
-    double read_last() {
-      if (last_on_device) {
-        last = detail::read_scalar(last_tensor);
-        last_on_device = false;
-      }
-      return last;
-    }
-    double read_epoch() {
-      if (object != nullptr) return compute(object);
-      if (!device.empty()) {
-        const double value = device.read(reduce);
-        device.clear();
-        if (reduce == Reduce::min) accumulated = std::min(accumulated, value);
-        else if (reduce == Reduce::max) accumulated = std::max(accumulated, value);
-        else accumulated += value;
-      }
-      return reduce == Reduce::mean ? accumulated / weight : accumulated;
-    }
-    void reset() {
-      fresh_step = fresh_epoch = false;
-      weight = 0;
-      accumulated = reduce == Reduce::min   ? std::numeric_limits<double>::infinity()
-                    : reduce == Reduce::max ? -std::numeric_limits<double>::infinity()
-                                            : 0;
-      device.clear();
-      object = nullptr;
-    }
+    double read_last();
+    double read_epoch();
+    void reset();
   };
 
   static double weight_of(const LogOptions& options, std::int64_t weight) {
@@ -426,89 +282,308 @@ class MetricStore {
     return insert(key, name, options, place);
   }
 
-  [[gnu::cold, gnu::noinline]] Slot& insert(std::uint64_t key, LogName name, const LogOptions& options,
-                                            const LogPlace& place) {
-    const bool on_step = options.on_step.value_or(place.by_step), on_epoch = options.on_epoch.value_or(!place.by_step);
-    if (name.text().empty()) fail<std::invalid_argument>("log(\"\"): expected a name");
-    // No slot is ever made here, so that the steps' own look-ups need not ask.
-    if (place.phase == Phase::idle || place.phase == Phase::predict) {
-      fail<std::logic_error>("log(\"{}\") was called {}: values are logged in the steps and hooks of training, validation "
-                             "and test, from on_…_start to on_…_epoch_end", name.text(),
-                             place.phase == Phase::predict ? "while predict runs"
-                                                           : "outside of an epoch (in setup, on_fit_start, on_fit_end, "
-                                                             "teardown or the like)");
-    }
-    if (!on_step && !on_epoch) {
-      fail<std::invalid_argument>("log(\"{}\"): neither on_step nor on_epoch, so the value would never be read",
-                                  name.text());
-    }
-    Slot slot{};
-    slot.key = key;
-    slot.name = name.text();
-    slot.name_size = slot.name.size();
-    slot.dataloader = loader_of(options, place);
-    const std::string loader = slot.dataloader < 0 ? "" : "/dataloader_idx_" + std::to_string(slot.dataloader);
-    if (on_step && on_epoch) slot.names[0] = slot.name + "_step" + loader, slot.names[1] = slot.name + "_epoch" + loader;
-    slot.name += loader;
-    slot.phase = place.phase;
-    slot.reduce = options.reduce;
-    slot.on_step = on_step;
-    slot.on_epoch = on_epoch;
-    slot.prog_bar = options.prog_bar;
-    slot.logger = options.logger;
-    slot.reset();
-    for (Slot& other : slots_) {
-      if (other.name == slot.name) other.shared = slot.shared = true;
-    }
-    slots_.push_back(std::move(slot));
-    if (slots_.size() * 2 > index_.size()) {
-      index_.assign(std::max<std::size_t>(32, index_.size() * 2), -1);
-      for (std::size_t i = 0; i < slots_.size(); ++i) enter(i);
-    } else {
-      enter(slots_.size() - 1);
-    }
-    return slots_.back();
-  }
+  [[gnu::cold]] Slot& insert(std::uint64_t key, LogName name, const LogOptions& options, const LogPlace& place);
+  [[noreturn, gnu::cold]] static void refuse(LogName name, const at::Tensor& value);
+  void log_object(LogName name, void* object, double (*compute)(void*), void (*reset)(void*), LogOptions options,
+                  const LogPlace& place);
 
-  void enter(std::size_t i) {
-    const std::size_t mask = index_.size() - 1;
-    std::size_t at = slots_[i].key & mask;
-    while (index_[at] >= 0) at = (at + 1) & mask;
-    index_[at] = static_cast<std::int32_t>(i);
-  }
+  void enter(std::size_t i);
 
   using Times = std::vector<std::uint64_t>;
 
   /// Adds a slot's step or epoch value. Of a name that several phases use, the newer value stays.
-  void show(Metrics& out, Times& times, Slot& slot, std::string_view name, bool step) {
-    const std::uint64_t time = step ? slot.step_time : slot.epoch_time;
-    if (slot.shared) {
-      for (std::size_t i = 0; i < out.size(); ++i) {
-        if (out[i].name != name) continue;
-        if (time >= times[i]) out[i] = {name, step ? slot.read_last() : slot.epoch_value}, times[i] = time;
-        return;
-      }
-    }
-    out.push_back({name, step ? slot.read_last() : slot.epoch_value});
-    times.push_back(time);
-  }
-  void show_both(Metrics& out, Times& times, Slot& slot) {
-    if (slot.has_step()) show(out, times, slot, slot.step_name(), true);
-    if (slot.has_epoch_value) show(out, times, slot, slot.epoch_name(), false);
-  }
+  void show(Metrics& out, Times& times, Slot& slot, std::string_view name, bool step);
+  void show_both(Metrics& out, Times& times, Slot& slot);
 
-  Metrics collect(bool Slot::*wanted) {
-    Metrics out;
-    Times times;
-    for (Slot& slot : slots_) {
-      if (slot.*wanted) show_both(out, times, slot);
-    }
-    return out;
-  }
+  Metrics collect(bool Slot::*wanted);
 
   std::vector<Slot> slots_;
   std::uint64_t clock_ = 1;  // grows where epochs begin and end: tells which of two values is the newer
   std::vector<std::int32_t> index_;  // open addressing, a power of two in size
 };
+
+#if FULMEN_BODIES
+FULMEN_INLINE std::optional<double> Metrics::find(std::string_view name) const {
+  for (const Metric& metric : *this) {
+    if (metric.name == name) return metric.value;
+  }
+  return std::nullopt;
+}
+
+FULMEN_INLINE double Metrics::at(std::string_view name) const {
+  if (const std::optional<double> found = find(name)) return *found;
+  fail<std::out_of_range>("there is no value '{}'; there is: {}", name, names());
+}
+
+FULMEN_INLINE std::string Metrics::names() const {
+  std::string out;
+  for (const Metric& metric : *this) (out += out.empty() ? "" : ", ") += metric.name;
+  return out.empty() ? "nothing" : out;
+}
+
+FULMEN_INLINE double detail::read_any_scalar(const at::Tensor& tensor) { return tensor.item().toDouble(); }
+
+FULMEN_INLINE void detail::DeviceValues::add(const at::Tensor& value, double weight, Reduce reduce) {
+  values_.push_back(value.detach());
+  weights_.push_back(weight);
+  if (values_.size() >= 64) fold(reduce);
+}
+
+FULMEN_INLINE double detail::DeviceValues::read(Reduce reduce) {
+  fold(reduce);
+  return read_scalar(values_.front());
+}
+
+FULMEN_INLINE void detail::DeviceValues::fold(Reduce reduce) {
+  if (values_.size() < 2 && !(reduce == Reduce::mean && weights_.front() != 1.0)) return;
+  at::Tensor all = at::stack(values_).to(at::kDouble);
+  if (reduce == Reduce::mean) all = all.mul(at::tensor(weights_, at::TensorOptions(at::kDouble)).to(all.device()));
+  at::Tensor one = reduce == Reduce::min ? all.min() : reduce == Reduce::max ? all.max() : all.sum();
+  values_.assign(1, std::move(one));
+  weights_.assign(1, 1.0);
+}
+
+FULMEN_INLINE void MetricStore::log_deferred(LogName name, const at::Tensor& value, const LogOptions& options,
+                                             const LogPlace& place) {
+  Slot& slot = slot_for(name, options, place);
+  slot.last_tensor = value.detach();
+  slot.last_on_device = true;
+  slot.step_time = clock_;
+  if (slot.on_epoch) {
+    const double w = weight_of(options, place.weight);
+    slot.device.add(value, w, slot.reduce);
+    slot.weight += w;
+  }
+  slot.fresh_step = slot.fresh_epoch = true;
+}
+
+FULMEN_INLINE void MetricStore::log_object(LogName name, void* object, double (*compute)(void*), void (*reset)(void*),
+                                           LogOptions options, const LogPlace& place) {
+  if (options.on_step.value_or(false) || !options.on_epoch.value_or(true)) {
+    fail<std::invalid_argument>("log(\"{}\", metric): a metric object has a value at the epoch's end only; leave out "
+                                "on_step and on_epoch, or log a number", name.text());
+  }
+  options.on_step = false, options.on_epoch = true;
+  Slot& slot = slot_for(name, options, place);
+  slot.object = object;
+  slot.compute = compute;
+  slot.reset_object = reset;
+  slot.fresh_epoch = true;
+}
+
+FULMEN_INLINE void MetricStore::begin_epoch(Phase phase) {
+  ++clock_;
+  for (Slot& slot : slots_) {
+    if (slot.phase == phase) slot.reset();
+  }
+}
+
+FULMEN_INLINE void MetricStore::forget(Phase phase) {
+  std::erase_if(slots_, [&](const Slot& slot) { return slot.phase == phase; });
+  std::fill(index_.begin(), index_.end(), -1);
+  for (std::size_t i = 0; i < slots_.size(); ++i) enter(i);
+}
+
+FULMEN_INLINE Metrics MetricStore::step_metrics(Phase phase, std::int64_t dataloader) {
+  Metrics out;
+  for (Slot& slot : slots_) {
+    if (slot.phase != phase || !slot.on_step || !slot.logger || !slot.fresh_step) continue;
+    if (slot.dataloader == dataloader || slot.dataloader < 0) out.push_back({slot.step_name(), slot.read_last()});
+  }
+  return out;
+}
+
+FULMEN_INLINE Metrics MetricStore::end_epoch(Phase phase, bool last) {
+  Metrics out;
+  for (Slot& slot : slots_) {
+    if (slot.phase != phase || !slot.on_epoch) continue;
+    if (slot.fresh_epoch) {
+      slot.epoch_value = slot.read_epoch();
+      slot.epoch_time = clock_;
+      slot.has_epoch_value = true;
+      slot.fresh_epoch = false;
+      if (slot.logger) out.push_back({slot.epoch_name(), slot.epoch_value});
+    }
+    if (last && slot.object != nullptr) {
+      slot.reset_object(slot.object);
+      slot.object = nullptr;
+    }
+  }
+  ++clock_;
+  return out;
+}
+
+FULMEN_INLINE Metrics MetricStore::progress_bar_metrics(Phase phase) {
+  Metrics out;
+  Times times;
+  for (Slot& slot : slots_) {
+    if (!slot.prog_bar) continue;
+    if (slot.phase == phase && slot.on_epoch && !slot.on_step && slot.fresh_epoch) {
+      out.push_back({slot.name, slot.read_epoch()});
+    } else if (slot.phase == phase || phase == Phase::train) {
+      show_both(out, times, slot);
+    }
+  }
+  return out;
+}
+
+FULMEN_INLINE Metrics MetricStore::callback_metrics() {
+  Metrics out;
+  Times times;
+  for (Slot& slot : slots_) {
+    const bool training = slot.phase == Phase::train, step = training && slot.has_step();
+    if (step) show(out, times, slot, slot.step_name(), true);
+    if (slot.has_epoch_value) show(out, times, slot, slot.epoch_name(), false);
+    if (slot.forks() && (step || slot.has_epoch_value)) show(out, times, slot, slot.name, step && slot.step_is_newer());
+  }
+  return out;
+}
+
+FULMEN_INLINE std::optional<double> MetricStore::find(std::string_view name) {
+  std::optional<double> found;
+  std::uint64_t newest = 0;
+  const auto take = [&](Slot& slot, bool step) {
+    const std::uint64_t time = step ? slot.step_time : slot.epoch_time;
+    if (found && time < newest) return;
+    found = step ? slot.read_last() : slot.epoch_value;
+    newest = time;
+  };
+  for (Slot& slot : slots_) {
+    if (slot.has_step() && name == slot.step_name()) take(slot, true);
+    if (slot.has_epoch_value && name == slot.epoch_name()) take(slot, false);
+    if (!slot.forks() || name != slot.name) continue;
+    const bool step = slot.phase == Phase::train && slot.has_step() && slot.step_is_newer();
+    if (step || slot.has_epoch_value) take(slot, step);
+  }
+  return found;
+}
+
+FULMEN_INLINE Metrics MetricStore::results(Phase phase) const {
+  Metrics out;
+  for (const Slot& slot : slots_) {
+    if (slot.phase == phase && slot.has_epoch_value) out.push_back({slot.epoch_name(), slot.epoch_value});
+  }
+  return out;
+}
+
+FULMEN_INLINE Metrics MetricStore::progress_bar_metrics() { return collect(&Slot::prog_bar); }
+
+FULMEN_INLINE Metrics MetricStore::logged_metrics() { return collect(&Slot::logger); }
+
+FULMEN_INLINE double MetricStore::Slot::read_last() {
+  if (last_on_device) {
+    last = detail::read_scalar(last_tensor);
+    last_on_device = false;
+  }
+  return last;
+}
+
+FULMEN_INLINE double MetricStore::Slot::read_epoch() {
+  if (object != nullptr) return compute(object);
+  if (!device.empty()) {
+    const double value = device.read(reduce);
+    device.clear();
+    if (reduce == Reduce::min) accumulated = std::min(accumulated, value);
+    else if (reduce == Reduce::max) accumulated = std::max(accumulated, value);
+    else accumulated += value;
+  }
+  return reduce == Reduce::mean ? accumulated / weight : accumulated;
+}
+
+FULMEN_INLINE void MetricStore::Slot::reset() {
+  fresh_step = fresh_epoch = false;
+  weight = 0;
+  accumulated = reduce == Reduce::min   ? std::numeric_limits<double>::infinity()
+                : reduce == Reduce::max ? -std::numeric_limits<double>::infinity()
+                                        : 0;
+  device.clear();
+  object = nullptr;
+}
+
+[[gnu::noinline]] FULMEN_INLINE void MetricStore::refuse(LogName name, const at::Tensor& value) {
+  fail<std::invalid_argument>("log(\"{}\"): expected a number or a tensor of one element, got {}", name.text(),
+                              value.defined() ? "a tensor of " + std::to_string(value.numel()) + " elements"
+                                              : std::string("an undefined tensor"));
+}
+
+[[gnu::noinline]] FULMEN_INLINE MetricStore::Slot& MetricStore::insert(std::uint64_t key, LogName name,
+                                                                       const LogOptions& options,
+                                                                       const LogPlace& place) {
+  const bool on_step = options.on_step.value_or(place.by_step), on_epoch = options.on_epoch.value_or(!place.by_step);
+  if (name.text().empty()) fail<std::invalid_argument>("log(\"\"): expected a name");
+  // No slot is ever made here, so that the steps' own look-ups need not ask.
+  if (place.phase == Phase::idle || place.phase == Phase::predict) {
+    fail<std::logic_error>("log(\"{}\") was called {}: values are logged in the steps and hooks of training, validation "
+                           "and test, from on_…_start to on_…_epoch_end", name.text(),
+                           place.phase == Phase::predict ? "while predict runs"
+                                                         : "outside of an epoch (in setup, on_fit_start, on_fit_end, "
+                                                           "teardown or the like)");
+  }
+  if (!on_step && !on_epoch) {
+    fail<std::invalid_argument>("log(\"{}\"): neither on_step nor on_epoch, so the value would never be read",
+                                name.text());
+  }
+  Slot slot{};
+  slot.key = key;
+  slot.name = name.text();
+  slot.name_size = slot.name.size();
+  slot.dataloader = loader_of(options, place);
+  const std::string loader = slot.dataloader < 0 ? "" : "/dataloader_idx_" + std::to_string(slot.dataloader);
+  if (on_step && on_epoch) slot.names[0] = slot.name + "_step" + loader, slot.names[1] = slot.name + "_epoch" + loader;
+  slot.name += loader;
+  slot.phase = place.phase;
+  slot.reduce = options.reduce;
+  slot.on_step = on_step;
+  slot.on_epoch = on_epoch;
+  slot.prog_bar = options.prog_bar;
+  slot.logger = options.logger;
+  slot.reset();
+  for (Slot& other : slots_) {
+    if (other.name == slot.name) other.shared = slot.shared = true;
+  }
+  slots_.push_back(std::move(slot));
+  if (slots_.size() * 2 > index_.size()) {
+    index_.assign(std::max<std::size_t>(32, index_.size() * 2), -1);
+    for (std::size_t i = 0; i < slots_.size(); ++i) enter(i);
+  } else {
+    enter(slots_.size() - 1);
+  }
+  return slots_.back();
+}
+
+FULMEN_INLINE void MetricStore::enter(std::size_t i) {
+  const std::size_t mask = index_.size() - 1;
+  std::size_t at = slots_[i].key & mask;
+  while (index_[at] >= 0) at = (at + 1) & mask;
+  index_[at] = static_cast<std::int32_t>(i);
+}
+
+FULMEN_INLINE void MetricStore::show(Metrics& out, Times& times, Slot& slot, std::string_view name, bool step) {
+  const std::uint64_t time = step ? slot.step_time : slot.epoch_time;
+  if (slot.shared) {
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      if (out[i].name != name) continue;
+      if (time >= times[i]) out[i] = {name, step ? slot.read_last() : slot.epoch_value}, times[i] = time;
+      return;
+    }
+  }
+  out.push_back({name, step ? slot.read_last() : slot.epoch_value});
+  times.push_back(time);
+}
+
+FULMEN_INLINE void MetricStore::show_both(Metrics& out, Times& times, Slot& slot) {
+  if (slot.has_step()) show(out, times, slot, slot.step_name(), true);
+  if (slot.has_epoch_value) show(out, times, slot, slot.epoch_name(), false);
+}
+
+FULMEN_INLINE Metrics MetricStore::collect(bool Slot::*wanted) {
+  Metrics out;
+  Times times;
+  for (Slot& slot : slots_) {
+    if (slot.*wanted) show_both(out, times, slot);
+  }
+  return out;
+}
+#endif
 
 }  // namespace fulmen

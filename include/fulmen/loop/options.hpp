@@ -3,15 +3,17 @@
 
 #include <fulmen/error.hpp>
 
-#include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <concepts>
 #include <cstdint>
 #include <filesystem>
-#include <limits>
 #include <optional>
 #include <string>
+
+#if FULMEN_BODIES
+#include <algorithm>
+#include <cmath>
+#endif
 
 namespace fulmen {
 
@@ -24,20 +26,7 @@ class Limit {
 
   /// The number of batches out of `size`; an unknown size stays unknown unless the limit is a count.
   /// @throws std::invalid_argument for a fraction other than 1 of a loader without a size, or one that leaves no batch.
-  std::optional<std::int64_t> of(std::optional<std::int64_t> size, const char* option) const {
-    if (is_count_) return size ? std::min(*size, count_) : count_;
-    if (size) {
-      const auto count = static_cast<std::int64_t>(static_cast<double>(*size) * fraction_);
-      if (count == 0 && *size > 0 && fraction_ > 0) {
-        fail<std::invalid_argument>("Options::{} is the fraction {} of {} batches, which is less than one batch", option,
-                                    fraction_, *size);
-      }
-      return count;
-    }
-    if (fraction_ == 1.0) return std::nullopt;
-    fail<std::invalid_argument>("Options::{} is the fraction {} of a loader that has no size(): give a count of batches instead",
-                                option, fraction_);
-  }
+  std::optional<std::int64_t> of(std::optional<std::int64_t> size, const char* option) const;
   /// Whether the loader is not to be used at all.
   constexpr bool is_zero() const { return is_count_ ? count_ == 0 : fraction_ == 0; }
   constexpr bool valid() const { return is_count_ ? count_ >= 0 : fraction_ >= 0.0 && fraction_ <= 1.0; }
@@ -88,7 +77,25 @@ struct Options {
 };
 
 /// @throws std::invalid_argument naming the option, its value and what was expected.
-inline void validate(const Options& o) {
+void validate(const Options& o);
+
+#if FULMEN_BODIES
+FULMEN_INLINE std::optional<std::int64_t> Limit::of(std::optional<std::int64_t> size, const char* option) const {
+  if (is_count_) return size ? std::min(*size, count_) : count_;
+  if (size) {
+    const auto count = static_cast<std::int64_t>(static_cast<double>(*size) * fraction_);
+    if (count == 0 && *size > 0 && fraction_ > 0) {
+      fail<std::invalid_argument>("Options::{} is the fraction {} of {} batches, which is less than one batch", option,
+                                  fraction_, *size);
+    }
+    return count;
+  }
+  if (fraction_ == 1.0) return std::nullopt;
+  fail<std::invalid_argument>("Options::{} is the fraction {} of a loader that has no size(): give a count of batches instead",
+                              option, fraction_);
+}
+
+FULMEN_INLINE void validate(const Options& o) {
   const auto at_least = [](const char* name, std::int64_t value, std::int64_t least) {
     if (value < least) fail<std::invalid_argument>("Options::{} is {}, expected at least {}", name, value, least);
   };
@@ -132,5 +139,6 @@ inline void validate(const Options& o) {
     fail<std::invalid_argument>("Options::name is '{}', expected a folder name without '/'", o.name);
   }
 }
+#endif
 
 }  // namespace fulmen

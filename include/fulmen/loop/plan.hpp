@@ -1,6 +1,7 @@
 // The plan: which hooks run in which stage, in order, and who answers each. Constexpr data and a printed table.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/loop/hooks.hpp>
 
 #include <array>
@@ -73,29 +74,14 @@ consteval Plan<sizeof...(P)> make_plan() {
   }(std::type_identity<hooks::List>{});
 }
 
+/// A PlanRow, of whatever number of participants.
 struct PrintedRow {
   std::string_view name;
-  HookKind kind;
   Stages stages;
-  std::string who;
+  std::span<const bool> who;
 };
 /// The table behind to_string(plan): a stage a paragraph, a step or hook a line.
-inline std::string print_plan(std::span<const PrintedRow> rows) {
-  std::string out;
-  for (const Stage stage : {Stage::fit, Stage::validate, Stage::test, Stage::predict}) {
-    out += to_string(stage);
-    out += '\n';
-    for (const PrintedRow& row : rows) {
-      if (!contains(row.stages, stage) || row.who.empty()) continue;
-      out += "  ";
-      out += row.name;
-      out.append(row.name.size() < 28 ? 28 - row.name.size() : 1, ' ');
-      out += row.who;
-      out += '\n';
-    }
-  }
-  return out;
-}
+std::string print_plan(std::span<const std::string_view> participants, std::span<const PrintedRow> rows);
 
 }  // namespace detail
 
@@ -105,16 +91,40 @@ std::string to_string(const Plan<N>& plan) {
   std::array<detail::PrintedRow, hooks::count> rows;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const PlanRow<N>& row = plan.rows[i];
+    rows[i] = {row.name, row.stages, row.who};
+  }
+  return detail::print_plan(plan.participants, rows);
+}
+
+#if FULMEN_BODIES
+FULMEN_INLINE std::string detail::print_plan(std::span<const std::string_view> participants, std::span<const PrintedRow> rows) {
+  const auto who_answers = [&](const PrintedRow& row) {
     std::string who;
-    for (std::size_t p = 0; p < N; ++p) {
-      if (row.who[p]) who += (who.empty() ? "" : ", ") + std::string(plan.participants[p]);
+    for (std::size_t p = 0; p < participants.size(); ++p) {
+      if (row.who[p]) who += (who.empty() ? "" : ", ") + std::string(participants[p]);
     }
     // A stage always has its own step; inference_step is only one way of having it.
     if (who.empty() && row.name.ends_with("ing_step")) who = "default";
     if (who.empty() && (row.name == "validation_step" || row.name == "test_step" || row.name == "predict_step")) who = "default";
-    rows[i] = {row.name, row.kind, row.stages, std::move(who)};
+    return who;
+  };
+  std::string out;
+  for (const Stage stage : {Stage::fit, Stage::validate, Stage::test, Stage::predict}) {
+    out += to_string(stage);
+    out += '\n';
+    for (const PrintedRow& row : rows) {
+      if (!contains(row.stages, stage)) continue;
+      const std::string who = who_answers(row);
+      if (who.empty()) continue;
+      out += "  ";
+      out += row.name;
+      out.append(row.name.size() < 28 ? 28 - row.name.size() : 1, ' ');
+      out += who;
+      out += '\n';
+    }
   }
-  return detail::print_plan(rows);
+  return out;
 }
+#endif
 
 }  // namespace fulmen

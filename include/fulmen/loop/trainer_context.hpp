@@ -9,9 +9,14 @@
 
 #include <torch/nn/module.h>
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -53,45 +58,41 @@ inline constexpr bool tuple_has = false;
 template <class T, class... U>
 inline constexpr bool tuple_has<T, std::tuple<U...>> = (std::is_same_v<T, U> || ...);
 
-/// A tuple of the elements of `all` that `Keep` holds for.
-template <template <class> class Keep, class Tuple>
-auto filter(Tuple&& all) {
-  return std::apply(
-      [](auto&&... item) {
-        return std::tuple_cat([&] {
-          using Item = std::remove_cvref_t<decltype(item)>;
-          if constexpr (Keep<Item>::value) {
-            return std::tuple<Item>(std::forward<decltype(item)>(item));
-          } else {
-            return std::tuple<>();
-          }
-        }()...);
-      },
-      std::forward<Tuple>(all));
-}
-
-template <class T>
-struct Saves : std::bool_constant<saves<T>> {};
-template <class T>
-struct DoesNotSave : std::bool_constant<!saves<T>> {};
-
-/// The user's callbacks, then those defaults whose type the user did not bring; the ones that save come last.
+/// Which callbacks there are, by their place in (User..., Defaults...): the user's, then those defaults whose type the user did
+/// not bring; the ones that save come last.
 template <class User, class Defaults>
-auto all_callbacks(User user, Defaults defaults) {
-  auto together = std::apply(
-      [&](auto&... item) {
-        return std::tuple_cat(std::move(user), [&] {
-          using Item = std::remove_cvref_t<decltype(item)>;
-          if constexpr (tuple_has<Item, User>) {
-            return std::tuple<>();
-          } else {
-            return std::tuple<Item>(std::move(item));
-          }
-        }()...);
-      },
-      defaults);
-  auto savers = filter<Saves>(together);
-  return std::tuple_cat(filter<DoesNotSave>(std::move(together)), std::move(savers));
+struct CallbackOrder;
+template <class... U, class... D>
+struct CallbackOrder<std::tuple<U...>, std::tuple<D...>> {
+  static constexpr auto order = [] {
+    std::array<std::size_t, sizeof...(U) + (std::size_t{!tuple_has<D, std::tuple<U...>>} + ... + 0)> out{};
+    [[maybe_unused]] std::size_t filled = 0, place = 0;
+    [[maybe_unused]] const auto note = [&](bool wanted) {
+      if (wanted) out[filled++] = place;
+      ++place;
+    };
+    (note(!saves<U>), ...);
+    (note(!saves<D> && !tuple_has<D, std::tuple<U...>>), ...);
+    place = 0;
+    (note(saves<U>), ...);
+    (note(saves<D> && !tuple_has<D, std::tuple<U...>>), ...);
+    return out;
+  }();
+};
+
+/// A tuple of them, moved. By their places, since each std::tuple_cat is a lot to compile.
+template <class User, class Defaults>
+auto all_callbacks(User&& user, Defaults&& defaults) {
+  using Order = CallbackOrder<std::remove_cvref_t<User>, std::remove_cvref_t<Defaults>>;
+  [[maybe_unused]] const auto at = [&]<std::size_t Place>(std::integral_constant<std::size_t, Place>) -> auto&& {
+    constexpr std::size_t users = std::tuple_size_v<std::remove_cvref_t<User>>;
+    if constexpr (Place < users) return std::get<Place>(std::move(user));
+    else return std::get<Place - users>(std::move(defaults));
+  };
+  return [&]<std::size_t... I>(std::index_sequence<I...>) {
+    return std::tuple<std::remove_cvref_t<decltype(at(std::integral_constant<std::size_t, Order::order[I]>{}))>...>(
+        at(std::integral_constant<std::size_t, Order::order[I]>{})...);
+  }(std::make_index_sequence<Order::order.size()>{});
 }
 
 template <class M>
@@ -149,11 +150,32 @@ struct BoundSchedulers<std::tuple<S...>> {
 };
 
 /// All parameters, frozen ones too: they have no gradient and are left out of the steps until they are freed.
-inline NamedParameters named_parameters(const torch::nn::Module& module) {
-  NamedParameters out;
-  for (const auto& item : module.named_parameters()) out.push_back({item.key(), item.value()});
-  return out;
-}
+NamedParameters named_parameters(const torch::nn::Module& module);
+
+/// Takes a value called `step` out of the metrics, and sets the step to it.
+void take_step(Metrics& metrics, std::int64_t& step);
+
+/// How many batches of each loader the stages have evaluated.
+class EvaluatedBatches {
+ public:
+  EvaluatedBatches();
+  ~EvaluatedBatches();
+  EvaluatedBatches(const EvaluatedBatches&) = delete;
+  EvaluatedBatches& operator=(const EvaluatedBatches&) = delete;
+
+  /// Counts one more. @return how many there were
+  std::int64_t count(Stage stage, std::int64_t dataloader_idx);
+
+ private:
+  std::map<Stage, std::vector<std::int64_t>> counts_;
+};
+
+/// Takes the gradients of a module's parameters that are in none of the groups, and notes which.
+void toggle(const torch::nn::Module& module, const std::vector<ParamGroup>& groups, std::vector<at::Tensor>& toggled);
+void untoggle(std::vector<at::Tensor>& toggled);
+
+/// Says what else there is to monitor.
+[[noreturn, gnu::cold]] void fail_for_monitor(std::string_view name, MetricStore& metrics);
 
 }  // namespace detail
 
@@ -170,9 +192,9 @@ class TrainerContext : public Context {
   using Optimizers = typename detail::BoundOptimizers<OptimizerPolicies, TrainerContext>::type;
   using Schedulers = typename detail::BoundSchedulers<SchedulerPolicies>::type;
 
-  TrainerContext(std::shared_ptr<Module> module, CriterionType criterion, OptimizerType optimizer,
-                 SchedulerType scheduler, PredictorType predictor, CallbacksType callbacks, Options options,
-                 RuntimeType runtime)
+  TrainerContext(std::shared_ptr<Module> module, CriterionType&& criterion, OptimizerType&& optimizer,
+                 SchedulerType&& scheduler, PredictorType&& predictor, CallbacksType&& callbacks, Options&& options,
+                 RuntimeType&& runtime)
       : Context(std::move(options)),
         module_(std::move(module)),
         criterion_(std::move(criterion)),
@@ -221,24 +243,9 @@ class TrainerContext : public Context {
   template <class Optimizer>
   void toggle_optimizer(Optimizer& optimizer) {
     untoggle_optimizer();
-    const auto mine = [&](const at::Tensor& p) {
-      for (const ParamGroup& group : optimizer.groups()) {
-        for (const at::Tensor& own : group.params) {
-          if (own.is_same(p)) return true;
-        }
-      }
-      return false;
-    };
-    for (const at::Tensor& p : module_->parameters()) {
-      if (!p.requires_grad() || mine(p)) continue;
-      p.requires_grad_(false);
-      toggled_.push_back(p);
-    }
+    detail::toggle(*module_, optimizer.groups(), toggled_);
   }
-  void untoggle_optimizer() {
-    for (const at::Tensor& p : toggled_) p.requires_grad_(true);
-    toggled_.clear();
-  }
+  void untoggle_optimizer() { detail::untoggle(toggled_); }
 
   /// What the loop does itself, unless the module has a member for it.
   template <class Action, class Otherwise, class... Args>
@@ -296,11 +303,7 @@ class TrainerContext : public Context {
   void log_metrics(Metrics metrics, std::int64_t step) {
     if constexpr (has_loggers) {
       if (!writes_files()) return;
-      std::erase_if(metrics, [&](const Metric& metric) {
-        const bool is_step = metric.name == "step";
-        if (is_step) step = static_cast<std::int64_t>(metric.value);
-        return is_step;
-      });
+      detail::take_step(metrics, step);
       if (metrics.empty()) return;
       std::apply([&](auto&... logger) { (logger.log_metrics(*this, metrics, step), ...); }, loggers_);
     }
@@ -310,10 +313,8 @@ class TrainerContext : public Context {
     if constexpr (has_loggers) {
       if (phase() == Phase::sanity_check) return;
       const bool several = detail::LoopAccess::several_loaders(*this);
-      const auto loader = static_cast<std::size_t>(dataloader_idx());
-      std::vector<std::int64_t>& seen = evaluated_batches_[stage()];
-      if (seen.size() <= loader) seen.resize(loader + 1);
-      log_metrics(metrics().step_metrics(phase(), several ? dataloader_idx() : -1), seen[loader]++);
+      const std::int64_t seen = evaluated_batches_.count(stage(), dataloader_idx());
+      log_metrics(metrics().step_metrics(phase(), several ? dataloader_idx() : -1), seen);
     }
   }
   void finalize_loggers() {
@@ -371,10 +372,7 @@ class TrainerContext : public Context {
   void advance(Scheduler& scheduler) {
     if constexpr (Scheduler::monitors) {
       const std::optional<double> found = metrics().find(scheduler.monitor());
-      if (!found) {
-        fail("a scheduler monitors '{}', which was not logged; there is: {}", scheduler.monitor(),
-             metrics().callback_metrics().names());
-      }
+      if (!found) detail::fail_for_monitor(scheduler.monitor(), metrics());
       double metric = *found;
       act<hooks::lr_scheduler_step>([&] { scheduler.step(metric); }, scheduler, metric);
     } else {
@@ -395,8 +393,59 @@ class TrainerContext : public Context {
   std::vector<at::Tensor> toggled_;
   std::optional<State> data_state_;
   struct NothingEvaluated {};
-  [[no_unique_address]] std::conditional_t<has_loggers, std::map<Stage, std::vector<std::int64_t>>, NothingEvaluated>
-      evaluated_batches_;
+  [[no_unique_address]] std::conditional_t<has_loggers, detail::EvaluatedBatches, NothingEvaluated> evaluated_batches_;
 };
+
+#if FULMEN_BODIES
+FULMEN_INLINE NamedParameters detail::named_parameters(const torch::nn::Module& module) {
+  NamedParameters out;
+  for (const auto& item : module.named_parameters()) out.push_back({item.key(), item.value()});
+  return out;
+}
+
+FULMEN_INLINE void detail::take_step(Metrics& metrics, std::int64_t& step) {
+  std::erase_if(metrics, [&](const Metric& metric) {
+    const bool is_step = metric.name == "step";
+    if (is_step) step = static_cast<std::int64_t>(metric.value);
+    return is_step;
+  });
+}
+
+FULMEN_INLINE detail::EvaluatedBatches::EvaluatedBatches() = default;
+FULMEN_INLINE detail::EvaluatedBatches::~EvaluatedBatches() = default;
+
+FULMEN_INLINE std::int64_t detail::EvaluatedBatches::count(Stage stage, std::int64_t dataloader_idx) {
+  const auto loader = static_cast<std::size_t>(dataloader_idx);
+  std::vector<std::int64_t>& seen = counts_[stage];
+  if (seen.size() <= loader) seen.resize(loader + 1);
+  return seen[loader]++;
+}
+
+FULMEN_INLINE void detail::toggle(const torch::nn::Module& module, const std::vector<ParamGroup>& groups,
+                                  std::vector<at::Tensor>& toggled) {
+  const auto mine = [&](const at::Tensor& p) {
+    for (const ParamGroup& group : groups) {
+      for (const at::Tensor& own : group.params) {
+        if (own.is_same(p)) return true;
+      }
+    }
+    return false;
+  };
+  for (const at::Tensor& p : module.parameters()) {
+    if (!p.requires_grad() || mine(p)) continue;
+    p.requires_grad_(false);
+    toggled.push_back(p);
+  }
+}
+
+FULMEN_INLINE void detail::untoggle(std::vector<at::Tensor>& toggled) {
+  for (const at::Tensor& p : toggled) p.requires_grad_(true);
+  toggled.clear();
+}
+
+FULMEN_INLINE void detail::fail_for_monitor(std::string_view name, MetricStore& metrics) {
+  fail("a scheduler monitors '{}', which was not logged; there is: {}", name, metrics.callback_metrics().names());
+}
+#endif
 
 }  // namespace fulmen

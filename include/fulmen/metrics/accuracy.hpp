@@ -1,16 +1,21 @@
 // Metrics with state: fed batch by batch, read at the end of an epoch.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/error.hpp>
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/argmax.h>
-#include <ATen/ops/eq.h>
 
 #include <concepts>
 #include <cstdint>
-#include <limits>
 #include <string_view>
+
+#if FULMEN_BODIES
+#include <ATen/ops/argmax.h>
+#include <ATen/ops/eq.h>
+
+#include <limits>
+#endif
 
 namespace fulmen {
 
@@ -31,25 +36,10 @@ class Accuracy {
   /// @param prediction scores N×C, or class indices N
   /// @param target     class indices N
   /// @throws std::invalid_argument if the shapes do not go together.
-  void update(const at::Tensor& prediction, const at::Tensor& target) {
-    const at::Tensor classes = prediction.dim() == target.dim() + 1 ? prediction.argmax(1) : prediction;
-    if (!classes.sizes().equals(target.sizes())) {
-      fail<std::invalid_argument>("Accuracy: prediction has {} dimensions and {} samples, target {} and {}; expected "
-                                  "scores N×C or classes N, and targets N",
-                                  prediction.dim(), prediction.dim() ? prediction.size(0) : 1, target.dim(),
-                                  target.dim() ? target.size(0) : 1);
-    }
-    // The count stays on the device; compute() reads it.
-    const at::Tensor correct = classes.eq(target).sum();
-    correct_ = correct_.defined() ? correct_.add(correct) : correct;
-    total_ += target.numel();
-  }
+  void update(const at::Tensor& prediction, const at::Tensor& target);
 
   /// NaN where nothing has been seen.
-  double compute() const {
-    return total_ == 0 ? std::numeric_limits<double>::quiet_NaN()
-                       : correct_.item().toDouble() / static_cast<double>(total_);
-  }
+  double compute() const;
 
   void reset() {
     correct_.reset();
@@ -60,5 +50,27 @@ class Accuracy {
   at::Tensor correct_;
   std::int64_t total_ = 0;
 };
+
+#if FULMEN_BODIES
+FULMEN_INLINE void Accuracy::update(const at::Tensor& prediction, const at::Tensor& target) {
+  const at::Tensor classes = prediction.dim() == target.dim() + 1 ? prediction.argmax(1) : prediction;
+  if (!classes.sizes().equals(target.sizes())) {
+    fail<std::invalid_argument>(
+        "Accuracy: prediction has {} dimensions and {} samples, target {} and {}; expected "
+        "scores N×C or classes N, and targets N",
+        prediction.dim(), prediction.dim() ? prediction.size(0) : 1, target.dim(),
+        target.dim() ? target.size(0) : 1);
+  }
+  // The count stays on the device; compute() reads it.
+  const at::Tensor correct = classes.eq(target).sum();
+  correct_ = correct_.defined() ? correct_.add(correct) : correct;
+  total_ += target.numel();
+}
+
+FULMEN_INLINE double Accuracy::compute() const {
+  return total_ == 0 ? std::numeric_limits<double>::quiet_NaN()
+                     : correct_.item().toDouble() / static_cast<double>(total_);
+}
+#endif
 
 }  // namespace fulmen

@@ -1,6 +1,7 @@
 // A chain of layers called on their concrete types, with the names that Python's nn.Sequential gives them.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/error.hpp>
 #include <fulmen/fixed_string.hpp>
 
@@ -12,13 +13,16 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#if FULMEN_BODIES
+#include <stdexcept>
+#endif
 
 namespace fulmen::nn {
 
@@ -223,25 +227,14 @@ constexpr bool names_differ(const std::array<std::string_view, N>& names) {
   return true;
 }
 
-inline std::string layer_name(std::string_view own, std::size_t index) {
-  return own.empty() ? std::to_string(index) : std::string(own);
-}
+std::string layer_name(std::string_view own, std::size_t index);
 
-inline void register_layer(torch::nn::Module& parent, std::string name,
-                           std::shared_ptr<torch::nn::Module> layer) {
-  if (!layer) fail<std::invalid_argument>("Sequential: layer {} is a null pointer, expected a module", name);
-  parent.register_module(std::move(name), std::move(layer));
-}
+void register_layer(torch::nn::Module& parent, std::string name, std::shared_ptr<torch::nn::Module> layer);
 
 /// A layer that stands at several places is copied once.
 using Copies = std::vector<std::pair<const torch::nn::Module*, std::shared_ptr<torch::nn::Module>>>;
-inline std::shared_ptr<torch::nn::Module> copy_once(const torch::nn::Module& module,
-                                                    const std::optional<at::Device>& device, Copies& copies) {
-  for (const auto& [from, copy] : copies) {
-    if (from == &module) return copy;
-  }
-  return copies.emplace_back(&module, module.clone(device)).second;
-}
+std::shared_ptr<torch::nn::Module> copy_once(const torch::nn::Module& module,
+                                             const std::optional<at::Device>& device, Copies& copies);
 
 }  // namespace detail
 
@@ -368,5 +361,30 @@ auto make_sequential(Arguments&&... layers) {
   return std::make_shared<Sequential<typename detail::LayerOf<std::decay_t<Arguments>>::type...>>(
       std::forward<Arguments>(layers)...);
 }
+
+#if FULMEN_BODIES
+namespace detail {
+
+FULMEN_INLINE std::string layer_name(std::string_view own, std::size_t index) {
+  return own.empty() ? std::to_string(index) : std::string(own);
+}
+
+FULMEN_INLINE void register_layer(torch::nn::Module& parent, std::string name,
+                                  std::shared_ptr<torch::nn::Module> layer) {
+  if (!layer) fail<std::invalid_argument>("Sequential: layer {} is a null pointer, expected a module", name);
+  parent.register_module(std::move(name), std::move(layer));
+}
+
+FULMEN_INLINE std::shared_ptr<torch::nn::Module> copy_once(const torch::nn::Module& module,
+                                                           const std::optional<at::Device>& device,
+                                                           Copies& copies) {
+  for (const auto& [from, copy] : copies) {
+    if (from == &module) return copy;
+  }
+  return copies.emplace_back(&module, module.clone(device)).second;
+}
+
+}  // namespace detail
+#endif
 
 }  // namespace fulmen::nn

@@ -3,13 +3,15 @@
 
 #include <fulmen/optim/elementwise.hpp>
 
+#include <array>
+
+#if FULMEN_BODIES
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_addcmul.h>
 #include <ATen/ops/_foreach_div.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_sqrt.h>
-
-#include <array>
+#endif
 
 namespace fulmen {
 
@@ -43,31 +45,37 @@ struct Adadelta {
     e.set_param(e.param() - delta * e.scalar(lr));
   }
 
-  void foreach(const TensorLists<2>& l, const Scalars&) const {
-    const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, weight_decay);
-    at::_foreach_mul_(l.state[0], rho);
-    at::_foreach_addcmul_(l.state[0], g, g, 1 - rho);
-    const std::vector<at::Tensor> roots = at::_foreach_add(l.state[0], eps),
-                                  deltas = at::_foreach_add(l.state[1], eps);
-    at::_foreach_sqrt_(roots);
-    at::_foreach_sqrt_(deltas);
-    at::_foreach_div_(deltas, roots);
-    at::_foreach_mul_(deltas, g);
-    at::_foreach_mul_(l.state[1], rho);
-    at::_foreach_addcmul_(l.state[1], deltas, deltas, 1 - rho);
-    at::_foreach_add_(l.params, deltas, -lr);
-  }
+  void foreach(const TensorLists<2>& l, const Scalars&) const;
 
   /// @throws std::invalid_argument naming the option that is out of range.
   detail::BoundElementwise<Adadelta> bind(NamedParameters parameters) const;
 };
 
-inline detail::BoundElementwise<Adadelta> Adadelta::bind(NamedParameters parameters) const {
+FULMEN_INSTANTIATE(class detail::BoundElementwise<Adadelta>);
+
+#if FULMEN_BODIES
+FULMEN_INLINE void Adadelta::foreach(const TensorLists<2>& l, const Scalars&) const {
+  const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, weight_decay);
+  at::_foreach_mul_(l.state[0], rho);
+  at::_foreach_addcmul_(l.state[0], g, g, 1 - rho);
+  const std::vector<at::Tensor> roots = at::_foreach_add(l.state[0], eps),
+                                deltas = at::_foreach_add(l.state[1], eps);
+  at::_foreach_sqrt_(roots);
+  at::_foreach_sqrt_(deltas);
+  at::_foreach_div_(deltas, roots);
+  at::_foreach_mul_(deltas, g);
+  at::_foreach_mul_(l.state[1], rho);
+  at::_foreach_addcmul_(l.state[1], deltas, deltas, 1 - rho);
+  at::_foreach_add_(l.params, deltas, -lr);
+}
+
+FULMEN_INLINE detail::BoundElementwise<Adadelta> Adadelta::bind(NamedParameters parameters) const {
   detail::at_least_0("Adadelta", "lr", lr);
   if (!(rho >= 0 && rho <= 1)) fail<std::invalid_argument>("Adadelta::rho is {}, expected from 0 to 1", rho);
   detail::at_least_0("Adadelta", "eps", eps);
   detail::at_least_0("Adadelta", "weight_decay", weight_decay);
   return elementwise(*this, std::move(parameters));
 }
+#endif
 
 }  // namespace fulmen

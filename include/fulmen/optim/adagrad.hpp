@@ -3,13 +3,15 @@
 
 #include <fulmen/optim/elementwise.hpp>
 
+#include <array>
+
+#if FULMEN_BODIES
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_addcdiv.h>
 #include <ATen/ops/_foreach_addcmul.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_sqrt.h>
-
-#include <array>
+#endif
 
 namespace fulmen {
 
@@ -46,19 +48,24 @@ struct Adagrad {
     e.set_param(e.param() - g * e.scalar(s.rate) / (e.sqrt(sum) + e.scalar(eps)));
   }
 
-  void foreach(const TensorLists<1>& l, const Scalars& s) const {
-    const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, weight_decay);
-    at::_foreach_addcmul_(l.state[0], g, g, 1);
-    const std::vector<at::Tensor> roots = at::_foreach_sqrt(l.state[0]);
-    at::_foreach_add_(roots, eps);
-    at::_foreach_addcdiv_(l.params, at::_foreach_mul(g, -s.rate), roots);
-  }
+  void foreach(const TensorLists<1>& l, const Scalars& s) const;
 
   /// @throws std::invalid_argument naming the option that is out of range.
   detail::BoundElementwise<Adagrad> bind(NamedParameters parameters) const;
 };
 
-inline detail::BoundElementwise<Adagrad> Adagrad::bind(NamedParameters parameters) const {
+FULMEN_INSTANTIATE(class detail::BoundElementwise<Adagrad>);
+
+#if FULMEN_BODIES
+FULMEN_INLINE void Adagrad::foreach(const TensorLists<1>& l, const Scalars& s) const {
+  const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, weight_decay);
+  at::_foreach_addcmul_(l.state[0], g, g, 1);
+  const std::vector<at::Tensor> roots = at::_foreach_sqrt(l.state[0]);
+  at::_foreach_add_(roots, eps);
+  at::_foreach_addcdiv_(l.params, at::_foreach_mul(g, -s.rate), roots);
+}
+
+FULMEN_INLINE detail::BoundElementwise<Adagrad> Adagrad::bind(NamedParameters parameters) const {
   detail::at_least_0("Adagrad", "lr", lr);
   detail::at_least_0("Adagrad", "lr_decay", lr_decay);
   detail::at_least_0("Adagrad", "weight_decay", weight_decay);
@@ -66,5 +73,6 @@ inline detail::BoundElementwise<Adagrad> Adagrad::bind(NamedParameters parameter
   detail::at_least_0("Adagrad", "eps", eps);
   return elementwise(*this, std::move(parameters));
 }
+#endif
 
 }  // namespace fulmen

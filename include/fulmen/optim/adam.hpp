@@ -3,12 +3,14 @@
 
 #include <fulmen/optim/elementwise.hpp>
 
+#include <array>
+#include <cmath>
+
+#if FULMEN_BODIES
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/scalar_tensor.h>
-
-#include <array>
-#include <cmath>
+#endif
 
 namespace fulmen {
 
@@ -60,20 +62,7 @@ struct Adam {
                 m * e.scalar(s.step_size) / (e.sqrt(largest) + e.scalar(s.eps)));
   }
 
-  void foreach(const TensorLists<3>& l, const Scalars& s) const {
-    const at::Tensor step =
-        at::scalar_tensor(s.step, at::TensorOptions(at::kFloat).device(l.params[0].device()));
-    const std::vector<at::Tensor> steps(l.params.size(), step);
-    const at::TensorList largest = amsgrad ? at::TensorList(l.state[2]) : at::TensorList();
-    const auto run = [&](const auto& kernel) {
-      kernel(l.params, l.grads, l.state[0], l.state[1], largest, steps, lr, betas[0], betas[1], weight_decay,
-             eps, amsgrad, maximize);
-    };
-    if (decoupled_weight_decay)
-      run([](const auto&... a) { at::_fused_adamw_(a...); });
-    else
-      run([](const auto&... a) { at::_fused_adam_(a...); });
-  }
+  void foreach(const TensorLists<3>& l, const Scalars& s) const;
 
   /// @throws std::invalid_argument naming the option that is out of range.
   detail::BoundElementwise<Adam> bind(NamedParameters parameters) const;
@@ -92,6 +81,24 @@ struct AdamW {
   detail::BoundElementwise<Adam> bind(NamedParameters parameters) const;
 };
 
+FULMEN_INSTANTIATE(class detail::BoundElementwise<Adam>);
+
+#if FULMEN_BODIES
+FULMEN_INLINE void Adam::foreach(const TensorLists<3>& l, const Scalars& s) const {
+  const at::Tensor step =
+      at::scalar_tensor(s.step, at::TensorOptions(at::kFloat).device(l.params[0].device()));
+  const std::vector<at::Tensor> steps(l.params.size(), step);
+  const at::TensorList largest = amsgrad ? at::TensorList(l.state[2]) : at::TensorList();
+  const auto run = [&](const auto& kernel) {
+    kernel(l.params, l.grads, l.state[0], l.state[1], largest, steps, lr, betas[0], betas[1], weight_decay,
+           eps, amsgrad, maximize);
+  };
+  if (decoupled_weight_decay)
+    run([](const auto&... a) { at::_fused_adamw_(a...); });
+  else
+    run([](const auto&... a) { at::_fused_adam_(a...); });
+}
+
 namespace detail {
 template <class Policy>
 void validate_adam(const char* name, const Policy& policy) {
@@ -101,14 +108,15 @@ void validate_adam(const char* name, const Policy& policy) {
 }
 }  // namespace detail
 
-inline detail::BoundElementwise<Adam> Adam::bind(NamedParameters parameters) const {
+FULMEN_INLINE detail::BoundElementwise<Adam> Adam::bind(NamedParameters parameters) const {
   detail::validate_adam("Adam", *this);
   return elementwise(*this, std::move(parameters));
 }
 
-inline detail::BoundElementwise<Adam> AdamW::bind(NamedParameters parameters) const {
+FULMEN_INLINE detail::BoundElementwise<Adam> AdamW::bind(NamedParameters parameters) const {
   detail::validate_adam("AdamW", *this);
   return elementwise(Adam{lr, betas, eps, weight_decay, amsgrad, maximize, true}, std::move(parameters));
 }
+#endif
 
 }  // namespace fulmen

@@ -3,15 +3,17 @@
 
 #include <fulmen/optim/elementwise.hpp>
 
+#include <array>
+#include <cmath>
+
+#if FULMEN_BODIES
 #include <ATen/ops/_foreach_abs.h>
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_addcdiv.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_foreach_maximum.h>
 #include <ATen/ops/_foreach_mul.h>
-
-#include <array>
-#include <cmath>
+#endif
 
 namespace fulmen {
 
@@ -46,26 +48,32 @@ struct Adamax {
     e.set_param(e.param() - m * e.scalar(s.step_size) / largest);
   }
 
-  void foreach(const TensorLists<2>& l, const Scalars& s) const {
-    const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, weight_decay);
-    at::_foreach_lerp_(l.state[0], g, 1 - betas[0]);
-    at::_foreach_mul_(l.state[1], betas[1]);
-    const std::vector<at::Tensor> sizes = at::_foreach_abs(g);
-    at::_foreach_add_(sizes, eps);
-    at::_foreach_maximum_(l.state[1], sizes);
-    at::_foreach_addcdiv_(l.params, l.state[0], l.state[1], -s.step_size);
-  }
+  void foreach(const TensorLists<2>& l, const Scalars& s) const;
 
   /// @throws std::invalid_argument naming the option that is out of range.
   detail::BoundElementwise<Adamax> bind(NamedParameters parameters) const;
 };
 
-inline detail::BoundElementwise<Adamax> Adamax::bind(NamedParameters parameters) const {
+FULMEN_INSTANTIATE(class detail::BoundElementwise<Adamax>);
+
+#if FULMEN_BODIES
+FULMEN_INLINE void Adamax::foreach(const TensorLists<2>& l, const Scalars& s) const {
+  const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, weight_decay);
+  at::_foreach_lerp_(l.state[0], g, 1 - betas[0]);
+  at::_foreach_mul_(l.state[1], betas[1]);
+  const std::vector<at::Tensor> sizes = at::_foreach_abs(g);
+  at::_foreach_add_(sizes, eps);
+  at::_foreach_maximum_(l.state[1], sizes);
+  at::_foreach_addcdiv_(l.params, l.state[0], l.state[1], -s.step_size);
+}
+
+FULMEN_INLINE detail::BoundElementwise<Adamax> Adamax::bind(NamedParameters parameters) const {
   detail::at_least_0("Adamax", "lr", lr);
   detail::at_least_0("Adamax", "eps", eps);
   detail::from_0_below_1("Adamax", "betas", betas);
   detail::at_least_0("Adamax", "weight_decay", weight_decay);
   return elementwise(*this, std::move(parameters));
 }
+#endif
 
 }  // namespace fulmen

@@ -3,14 +3,16 @@
 
 #include <fulmen/optim/elementwise.hpp>
 
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#if FULMEN_BODIES
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_sub.h>
-
-#include <algorithm>
-#include <array>
-#include <cmath>
+#endif
 
 namespace fulmen {
 
@@ -54,26 +56,32 @@ struct ASGD {
       e.set_state(0, e.state(0) + (p - e.state(0)) * e.scalar(s.mu));
   }
 
-  void foreach(const TensorLists<1>& l, const Scalars& s) const {
-    const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, weight_decay);
-    at::_foreach_mul_(l.params, s.weight_kept);
-    at::_foreach_add_(l.params, g, -s.eta);
-    if (s.mu == 1) return at::_foreach_copy_(l.state[0], l.params);
-    const std::vector<at::Tensor> differences = at::_foreach_sub(l.params, l.state[0]);
-    at::_foreach_mul_(differences, s.mu);
-    at::_foreach_add_(l.state[0], differences);
-  }
+  void foreach(const TensorLists<1>& l, const Scalars& s) const;
 
   /// @throws std::invalid_argument naming the option that is out of range.
   detail::BoundElementwise<ASGD> bind(NamedParameters parameters) const;
 };
 
-inline detail::BoundElementwise<ASGD> ASGD::bind(NamedParameters parameters) const {
+FULMEN_INSTANTIATE(class detail::BoundElementwise<ASGD>);
+
+#if FULMEN_BODIES
+FULMEN_INLINE void ASGD::foreach(const TensorLists<1>& l, const Scalars& s) const {
+  const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, weight_decay);
+  at::_foreach_mul_(l.params, s.weight_kept);
+  at::_foreach_add_(l.params, g, -s.eta);
+  if (s.mu == 1) return at::_foreach_copy_(l.state[0], l.params);
+  const std::vector<at::Tensor> differences = at::_foreach_sub(l.params, l.state[0]);
+  at::_foreach_mul_(differences, s.mu);
+  at::_foreach_add_(l.state[0], differences);
+}
+
+FULMEN_INLINE detail::BoundElementwise<ASGD> ASGD::bind(NamedParameters parameters) const {
   detail::at_least_0("ASGD", "lr", lr);
   detail::at_least_0("ASGD", "lambd", lambd);
   detail::at_least_0("ASGD", "alpha", alpha);
   detail::at_least_0("ASGD", "weight_decay", weight_decay);
   return elementwise(*this, std::move(parameters));
 }
+#endif
 
 }  // namespace fulmen

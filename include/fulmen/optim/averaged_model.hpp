@@ -2,8 +2,8 @@
 // (EMA).
 #pragma once
 
-#include <fulmen/checkpoint/module_state.hpp>
 #include <fulmen/checkpoint/state.hpp>
+#include <fulmen/compiled.hpp>
 #include <fulmen/data/batch.hpp>
 #include <fulmen/error.hpp>
 
@@ -22,10 +22,15 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
-#include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
+
+#if FULMEN_BODIES
+#include <fulmen/checkpoint/module_state.hpp>
+
+#include <unordered_map>
+#include <unordered_set>
+#endif
 
 namespace fulmen {
 
@@ -67,21 +72,13 @@ struct ModuleTensors {
   std::vector<at::Tensor> tensors;
   std::vector<bool> is_buffer;
 
-  explicit ModuleTensors(const torch::nn::Module& module) {
-    std::unordered_set<const void*> parameters;
-    for (const at::Tensor& parameter : module.parameters())
-      parameters.insert(parameter.unsafeGetTensorImpl());
-    std::unordered_map<const void*, std::size_t> places;
-    const auto visit = [&](const std::string& name, const at::Tensor& tensor) {
-      const auto [place, is_new] = places.try_emplace(tensor.unsafeGetTensorImpl(), tensors.size());
-      names.emplace_back(name, place->second);
-      if (!is_new) return;
-      tensors.push_back(tensor.detach());
-      is_buffer.push_back(!parameters.contains(tensor.unsafeGetTensorImpl()));
-    };
-    for_each_module_tensor(module, "", visit);
-  }
+  explicit ModuleTensors(const torch::nn::Module& module);
+
+  /// The tensors of a module that is made alike. @throws std::runtime_error naming what differs
+  std::vector<at::Tensor> of(const torch::nn::Module& model) const;
 };
+
+void check_shape(const std::string& name, const at::Tensor& found, const at::Tensor& expected);
 
 }  // namespace detail
 
@@ -98,106 +95,106 @@ template <Average A = EqualAverage>
 class AveragedModel {
  public:
   /// @throws std::invalid_argument if a decay is not between 0 and 1
-  explicit AveragedModel(const torch::nn::Module& model, A average = {}, AveragedModelOptions options = {})
-      : average_(std::move(average)), options_(options), own_(model) {
-    if constexpr (std::same_as<A, ExponentialAverage>) {
-      if (!(average_.decay >= 0 && average_.decay <= 1)) {
-        fail<std::invalid_argument>("ExponentialAverage::decay is {}, expected 0 to 1", average_.decay);
-      }
-    }
-    for (at::Tensor& tensor : own_.tensors)
-      tensor = tensor.to(options_.device.value_or(tensor.device())).clone();
-  }
+  explicit AveragedModel(const torch::nn::Module& model, A average = {}, AveragedModelOptions options = {});
 
   std::int64_t n_averaged() const { return n_averaged_; }
 
   /// Takes the model's weights into the average; the first time it becomes their copy.
   /// @throws std::runtime_error if the model is not made like the one that the average was made for
-  void update_parameters(const torch::nn::Module& model) {
-    const at::NoGradGuard no_grad;
-    const std::vector<at::Tensor> current = like_own(model);
-    const double weight = n_averaged_ == 0 ? 1.0 : static_cast<double>(std::as_const(average_)(n_averaged_));
-    std::vector<at::Tensor> averages, news;
-    for (std::size_t i = 0; i < current.size(); ++i) {
-      at::Tensor& own = own_.tensors[i];
-      if (n_averaged_ == 0 || (own_.is_buffer[i] && !options_.use_buffers)) {
-        own.copy_(current[i]);
-      } else if (own.is_floating_point() || own.is_complex()) {
-        averages.push_back(own);
-        news.push_back(current[i].to(own.device()));
-      } else {
-        // A counter among the buffers. PyTorch, too, cuts off what is behind the point.
-        own.copy_(own + (current[i].to(own.device()) - own) * weight);
-      }
-    }
-    if (!averages.empty()) at::_foreach_lerp_(averages, news, weight);
-    ++n_averaged_;
-  }
+  void update_parameters(const torch::nn::Module& model);
 
   /// Writes the average into the model.
-  void copy_to(torch::nn::Module& model) const {
-    const at::NoGradGuard no_grad;
-    const std::vector<at::Tensor> into = like_own(model);
-    for (std::size_t i = 0; i < into.size(); ++i) into[i].copy_(own_.tensors[i]);
-  }
+  void copy_to(torch::nn::Module& model) const;
   /// Exchanges the model's weights and the average; a second call exchanges them back.
-  void swap(torch::nn::Module& model) {
-    const at::NoGradGuard no_grad;
-    const std::vector<at::Tensor> theirs = like_own(model);
-    for (std::size_t i = 0; i < theirs.size(); ++i) {
-      const at::Tensor kept = theirs[i].clone();
-      theirs[i].copy_(own_.tensors[i]);
-      own_.tensors[i].copy_(kept);
-    }
-  }
+  void swap(torch::nn::Module& model);
 
   /// "n_averaged" and "module.<name>", as in Python. The tensors share the average's memory.
-  State state_dict() const {
-    State state("AveragedModel");
-    state.set("n_averaged", at::scalar_tensor(n_averaged_, at::kLong));
-    for (const auto& [name, i] : own_.names) state.set("module." + name, own_.tensors[i]);
-    return state;
-  }
+  State state_dict() const;
   /// @throws std::runtime_error naming what is missing or has another shape; then nothing has been changed
-  void load_state_dict(const State& state) {
-    const at::NoGradGuard no_grad;
-    const auto n_averaged = state.get<at::Tensor>("n_averaged").item<std::int64_t>();
-    std::vector<at::Tensor> loaded(own_.tensors.size());
-    for (const auto& [name, i] : own_.names) {
-      loaded[i] = state.get<at::Tensor>("module." + name);
-      check_shape(name, loaded[i], own_.tensors[i]);
-    }
-    for (std::size_t i = 0; i < loaded.size(); ++i) own_.tensors[i].copy_(loaded[i]);
-    n_averaged_ = n_averaged;
-  }
+  void load_state_dict(const State& state);
 
  private:
-  static void check_shape(const std::string& name, const at::Tensor& found, const at::Tensor& expected) {
-    if (found.sizes().equals(expected.sizes())) return;
-    fail("AveragedModel: '{}' has shape {}, expected {}", name, detail::shape_text(found),
-         detail::shape_text(expected));
-  }
-  std::vector<at::Tensor> like_own(const torch::nn::Module& model) const {
-    detail::ModuleTensors theirs(model);
-    if (theirs.names.size() != own_.names.size() || theirs.tensors.size() != own_.tensors.size()) {
-      fail("AveragedModel: the model has {} parameters and buffers, expected {}", theirs.names.size(),
-           own_.names.size());
-    }
-    for (std::size_t k = 0; k < own_.names.size(); ++k) {
-      const auto& [name, i] = own_.names[k];
-      const auto& [their_name, j] = theirs.names[k];
-      if (their_name != name || j != i)
-        fail("AveragedModel: the model has '{}', expected '{}'", their_name, name);
-      check_shape(name, theirs.tensors[i], own_.tensors[i]);
-    }
-    return std::move(theirs.tensors);
-  }
-
   A average_;
   AveragedModelOptions options_;
   detail::ModuleTensors own_;
   std::int64_t n_averaged_ = 0;
 };
+
+template <Average A>
+AveragedModel<A>::AveragedModel(const torch::nn::Module& model, A average, AveragedModelOptions options)
+    : average_(std::move(average)), options_(options), own_(model) {
+  if constexpr (std::same_as<A, ExponentialAverage>) {
+    if (!(average_.decay >= 0 && average_.decay <= 1)) {
+      fail<std::invalid_argument>("ExponentialAverage::decay is {}, expected 0 to 1", average_.decay);
+    }
+  }
+  for (at::Tensor& tensor : own_.tensors)
+    tensor = tensor.to(options_.device.value_or(tensor.device())).clone();
+}
+
+template <Average A>
+void AveragedModel<A>::update_parameters(const torch::nn::Module& model) {
+  const at::NoGradGuard no_grad;
+  const std::vector<at::Tensor> current = own_.of(model);
+  const double weight = n_averaged_ == 0 ? 1.0 : static_cast<double>(std::as_const(average_)(n_averaged_));
+  std::vector<at::Tensor> averages, news;
+  for (std::size_t i = 0; i < current.size(); ++i) {
+    at::Tensor& own = own_.tensors[i];
+    if (n_averaged_ == 0 || (own_.is_buffer[i] && !options_.use_buffers)) {
+      own.copy_(current[i]);
+    } else if (own.is_floating_point() || own.is_complex()) {
+      averages.push_back(own);
+      news.push_back(current[i].to(own.device()));
+    } else {
+      // A counter among the buffers. PyTorch, too, cuts off what is behind the point.
+      own.copy_(own + (current[i].to(own.device()) - own) * weight);
+    }
+  }
+  if (!averages.empty()) at::_foreach_lerp_(averages, news, weight);
+  ++n_averaged_;
+}
+
+template <Average A>
+void AveragedModel<A>::copy_to(torch::nn::Module& model) const {
+  const at::NoGradGuard no_grad;
+  const std::vector<at::Tensor> into = own_.of(model);
+  for (std::size_t i = 0; i < into.size(); ++i) into[i].copy_(own_.tensors[i]);
+}
+
+template <Average A>
+void AveragedModel<A>::swap(torch::nn::Module& model) {
+  const at::NoGradGuard no_grad;
+  const std::vector<at::Tensor> theirs = own_.of(model);
+  for (std::size_t i = 0; i < theirs.size(); ++i) {
+    const at::Tensor kept = theirs[i].clone();
+    theirs[i].copy_(own_.tensors[i]);
+    own_.tensors[i].copy_(kept);
+  }
+}
+
+template <Average A>
+State AveragedModel<A>::state_dict() const {
+  State state("AveragedModel");
+  state.set("n_averaged", at::scalar_tensor(n_averaged_, at::kLong));
+  for (const auto& [name, i] : own_.names) state.set("module." + name, own_.tensors[i]);
+  return state;
+}
+
+template <Average A>
+void AveragedModel<A>::load_state_dict(const State& state) {
+  const at::NoGradGuard no_grad;
+  const auto n_averaged = state.get<at::Tensor>("n_averaged").item<std::int64_t>();
+  std::vector<at::Tensor> loaded(own_.tensors.size());
+  for (const auto& [name, i] : own_.names) {
+    loaded[i] = state.get<at::Tensor>("module." + name);
+    detail::check_shape(name, loaded[i], own_.tensors[i]);
+  }
+  for (std::size_t i = 0; i < loaded.size(); ++i) own_.tensors[i].copy_(loaded[i]);
+  n_averaged_ = n_averaged;
+}
+
+FULMEN_INSTANTIATE(class AveragedModel<EqualAverage>);
+FULMEN_INSTANTIATE(class AveragedModel<ExponentialAverage>);
 
 namespace detail {
 
@@ -205,26 +202,10 @@ namespace detail {
 /// and each layer its mode, when it goes.
 class BatchNormReset {
  public:
-  explicit BatchNormReset(torch::nn::Module& model) {
-    // modules() would need the model itself to be in a shared_ptr.
-    std::vector<torch::nn::Module*> all{&model};
-    for (const auto& module : model.modules(/*include_self=*/false)) all.push_back(module.get());
-    for (torch::nn::Module* module : all) {
-      modes_.emplace_back(module, module->is_training());
-      add(module->as<torch::nn::BatchNorm1dImpl>());
-      add(module->as<torch::nn::BatchNorm2dImpl>());
-      add(module->as<torch::nn::BatchNorm3dImpl>());
-    }
-    if (!empty()) model.train();
-  }
+  explicit BatchNormReset(torch::nn::Module& model);
   BatchNormReset(const BatchNormReset&) = delete;
   BatchNormReset& operator=(const BatchNormReset&) = delete;
-  ~BatchNormReset() {
-    for (const auto& [options, momentum] : momenta_) options->momentum(momentum);
-    if (empty()) return;
-    for (const auto& [module, training] : modes_)
-      module->train(training);  // those inside come after their parents
-  }
+  ~BatchNormReset();
 
   bool empty() const { return momenta_.empty(); }
 
@@ -258,5 +239,66 @@ void update_bn(Loader&& loader, Module& model, std::optional<at::Device> device 
     model.forward(device ? input.to(*device) : input);
   }
 }
+
+#if FULMEN_BODIES
+namespace detail {
+
+FULMEN_INLINE ModuleTensors::ModuleTensors(const torch::nn::Module& module) {
+  std::unordered_set<const void*> parameters;
+  for (const at::Tensor& parameter : module.parameters()) parameters.insert(parameter.unsafeGetTensorImpl());
+  std::unordered_map<const void*, std::size_t> places;
+  const auto visit = [&](const std::string& name, const at::Tensor& tensor) {
+    const auto [place, is_new] = places.try_emplace(tensor.unsafeGetTensorImpl(), tensors.size());
+    names.emplace_back(name, place->second);
+    if (!is_new) return;
+    tensors.push_back(tensor.detach());
+    is_buffer.push_back(!parameters.contains(tensor.unsafeGetTensorImpl()));
+  };
+  for_each_module_tensor(module, "", visit);
+}
+
+FULMEN_INLINE BatchNormReset::BatchNormReset(torch::nn::Module& model) {
+  // modules() would need the model itself to be in a shared_ptr.
+  std::vector<torch::nn::Module*> all{&model};
+  for (const auto& module : model.modules(/*include_self=*/false)) all.push_back(module.get());
+  for (torch::nn::Module* module : all) {
+    modes_.emplace_back(module, module->is_training());
+    add(module->as<torch::nn::BatchNorm1dImpl>());
+    add(module->as<torch::nn::BatchNorm2dImpl>());
+    add(module->as<torch::nn::BatchNorm3dImpl>());
+  }
+  if (!empty()) model.train();
+}
+
+FULMEN_INLINE BatchNormReset::~BatchNormReset() {
+  for (const auto& [options, momentum] : momenta_) options->momentum(momentum);
+  if (empty()) return;
+  for (const auto& [module, training] : modes_)
+    module->train(training);  // those inside come after their parents
+}
+
+FULMEN_INLINE void check_shape(const std::string& name, const at::Tensor& found, const at::Tensor& expected) {
+  if (found.sizes().equals(expected.sizes())) return;
+  fail("AveragedModel: '{}' has shape {}, expected {}", name, shape_text(found), shape_text(expected));
+}
+
+FULMEN_INLINE std::vector<at::Tensor> ModuleTensors::of(const torch::nn::Module& model) const {
+  ModuleTensors theirs(model);
+  if (theirs.names.size() != names.size() || theirs.tensors.size() != tensors.size()) {
+    fail("AveragedModel: the model has {} parameters and buffers, expected {}", theirs.names.size(),
+         names.size());
+  }
+  for (std::size_t k = 0; k < names.size(); ++k) {
+    const auto& [name, i] = names[k];
+    const auto& [their_name, j] = theirs.names[k];
+    if (their_name != name || j != i)
+      fail("AveragedModel: the model has '{}', expected '{}'", their_name, name);
+    check_shape(name, theirs.tensors[i], tensors[i]);
+  }
+  return std::move(theirs.tensors);
+}
+
+}  // namespace detail
+#endif
 
 }  // namespace fulmen

@@ -1,8 +1,14 @@
 // Gradient clipping by norm and by value, over the gradients that are there.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/optim/optimizer.hpp>
 
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#if FULMEN_BODIES
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_foreach_clamp_max.h>
 #include <ATen/ops/_foreach_clamp_min.h>
@@ -10,11 +16,18 @@
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
-
-#include <vector>
+#endif
 
 namespace fulmen {
 
+/// Scales all gradients so that their total 2-norm is at most `max_norm`. The same arithmetic as Python's
+/// torch.nn.utils.clip_grad_norm_; nothing is read back from the device. @return the norm before
+at::Tensor clip_grad_norm(const std::vector<ParamGroup>& groups, double max_norm);
+
+/// Cuts every element of every gradient to [-max_value, max_value].
+void clip_grad_value(const std::vector<ParamGroup>& groups, double max_value);
+
+#if FULMEN_BODIES
 namespace detail {
 inline std::vector<at::Tensor> gradients(const std::vector<ParamGroup>& groups) {
   std::vector<at::Tensor> out;
@@ -27,9 +40,7 @@ inline std::vector<at::Tensor> gradients(const std::vector<ParamGroup>& groups) 
 }
 }  // namespace detail
 
-/// Scales all gradients so that their total 2-norm is at most `max_norm`. The same arithmetic as Python's
-/// torch.nn.utils.clip_grad_norm_; nothing is read back from the device. @return the norm before
-inline at::Tensor clip_grad_norm(const std::vector<ParamGroup>& groups, double max_norm) {
+FULMEN_INLINE at::Tensor clip_grad_norm(const std::vector<ParamGroup>& groups, double max_norm) {
   const at::NoGradGuard no_grad;
   const std::vector<at::Tensor> grads = detail::gradients(groups);
   if (grads.empty()) return {};
@@ -38,13 +49,13 @@ inline at::Tensor clip_grad_norm(const std::vector<ParamGroup>& groups, double m
   return total;
 }
 
-/// Cuts every element of every gradient to [-max_value, max_value].
-inline void clip_grad_value(const std::vector<ParamGroup>& groups, double max_value) {
+FULMEN_INLINE void clip_grad_value(const std::vector<ParamGroup>& groups, double max_value) {
   const at::NoGradGuard no_grad;
   const std::vector<at::Tensor> grads = detail::gradients(groups);
   if (grads.empty()) return;
   at::_foreach_clamp_min_(grads, -max_value);
   at::_foreach_clamp_max_(grads, max_value);
 }
+#endif
 
 }  // namespace fulmen

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <fulmen/checkpoint/state.hpp>
+#include <fulmen/compiled.hpp>
 #include <fulmen/error.hpp>
 #include <fulmen/optim/optimizer.hpp>
 #include <fulmen/optim/policy_state.hpp>
@@ -10,8 +11,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/_foreach_add.h>
-#include <ATen/ops/_foreach_neg.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/scalar_tensor.h>
@@ -26,6 +25,11 @@
 #include <tuple>
 #include <utility>
 #include <vector>
+
+#if FULMEN_BODIES
+#include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/_foreach_neg.h>
+#endif
 
 namespace fulmen {
 
@@ -124,18 +128,19 @@ double initial_state(const Rule& rule, std::size_t k) {
     return 0;
 }
 
+/// The same of lists.
+std::vector<at::Tensor> foreach_gradients(const std::vector<at::Tensor>& params,
+                                          const std::vector<at::Tensor>& grads, bool maximize,
+                                          double weight_decay);
 /// For rules' foreach(): the gradients as Elements::grad(maximize, weight_decay) gives them.
 template <std::size_t Slots>
 std::vector<at::Tensor> foreach_gradients(const TensorLists<Slots>& lists, bool maximize,
                                           double weight_decay) {
-  std::vector<at::Tensor> out = maximize ? at::_foreach_neg(lists.grads) : lists.grads;
-  if (weight_decay == 0) return out;
-  if (!maximize) return at::_foreach_add(out, lists.params, weight_decay);
-  at::_foreach_add_(out, lists.params, weight_decay);
-  return out;
+  return foreach_gradients(lists.params, lists.grads, maximize, weight_decay);
 }
 
-/// An elementwise optimizer bound to its parameters. `Rule` is the policy: see elementwise().
+/// An elementwise optimizer bound to its parameters. `Rule` is the policy: see elementwise(). With fulmen's
+/// own rules it is compiled in the library: what is called from outside stands below, not being inline there.
 template <class Rule>
 class BoundElementwise {
   static constexpr std::size_t slots = Rule::state_names.size();
@@ -149,91 +154,27 @@ class BoundElementwise {
   static constexpr bool has_foreach = requires { &Rule::foreach; };
 
  public:
-  BoundElementwise(const Rule& rule, NamedParameters parameters)
-      : rule_(rule), lists_(std::move(parameters), rule.lr), states_(lists_.params().size()) {
-    group().momentum = momentum_of(rule_);
-    in_one_pass_ = simd::supported();
-    for (const at::Tensor& p : lists_.params()) in_one_pass_ = in_one_pass_ && fits_one_pass(p);
-    if (!has_foreach && !in_one_pass_) {
-      fail<std::invalid_argument>(
-          "this optimizer has no foreach(), so it takes float32 and float64 parameters on the CPU only");
-    }
-  }
+  BoundElementwise(const Rule& rule, NamedParameters parameters);
+  // All defaults; declared, to be compiled with the rest.
+  BoundElementwise(const BoundElementwise&);
+  BoundElementwise(BoundElementwise&&) noexcept;
+  BoundElementwise& operator=(const BoundElementwise&);
+  BoundElementwise& operator=(BoundElementwise&&) noexcept;
+  ~BoundElementwise();
 
   std::vector<ParamGroup>& groups() { return lists_.groups(); }
   const std::vector<ParamGroup>& groups() const { return lists_.groups(); }
   void zero_grad() { lists_.zero_grad(); }
 
-  void step() {
-    take_group();
-    if (!lists_.same_active() || present() != present_) [[unlikely]]
-      regroup();
-    copies_.clear(), converted_.clear();  // of a step that threw
-    if constexpr (has_foreach) {
-      if (!in_one_pass_) return step_by_lists();
-    }
-    step_in_one_pass();
-  }
+  void step();
 
   /// In the layout of Python's torch.optim: {"state": {index: {...}}, "param_groups": [{...}]}.
-  State state_dict() const {
-    State all;
-    for (std::size_t i = 0; i < states_.size(); ++i) {
-      if (!states_[i].seen) continue;
-      const Counters counters = counters_of(i);
-      State one;
-      for (std::size_t k = nameless ? 1 : 0; k < n_counters; ++k) {
-        one.set(counter_names[k], at::scalar_tensor(counters[k], at::kFloat));
-      }
-      for (std::size_t k = 0; k < slots; ++k) {
-        if (states_[i].tensors[k].defined()) one.set(Rule::state_names[k], states_[i].tensors[k]);
-      }
-      if (one.size() > 0) all.set(i, one);
-    }
-    State group = group_state(rule_, lists_.groups()[0]);
-    // What Python's classes have besides, with the values that mean "decide yourself".
-    group.set("foreach", c10::IValue()).set("fused", c10::IValue());
-    group.set("capturable", false).set("differentiable", false);
-    State state;
-    state.set("state", all);
-    state.set("param_groups", std::vector<State>{group});
-    return state;
-  }
+  State state_dict() const;
 
   /// As in Python the options that were saved count from now on, not those of the policy.
   /// @throws std::runtime_error naming the key if something is missing, of another type or of another shape;
   /// nothing is changed then.
-  void load_state_dict(const State& state) {
-    const at::NoGradGuard no_grad;
-    const std::vector<State> groups = state.get<std::vector<State>>("param_groups");
-    const State all = state.get<State>("state");
-    ParamGroup loaded_group = group();
-    load_group(loaded_group, groups);
-    const Rule rule = policy_in(groups, rule_);
-    std::vector<ParameterState> loaded(states_.size());
-    for (std::size_t i = 0; i < loaded.size(); ++i) {
-      if (!all.contains(i)) continue;
-      const State one = all.get<State>(i);
-      ParameterState& s = loaded[i];
-      for (std::size_t k = 0; k < slots; ++k) {
-        // Python's SGD may keep a None for a parameter that had no step yet.
-        if ((nameless || !has_state(rule, k)) && !has_tensor(one, Rule::state_names[k])) continue;
-        s.tensors[k] = like(one.get<at::Tensor>(Rule::state_names[k]), lists_.params()[i], lists_.name(i),
-                            Rule::state_names[k]);
-        s.seen = true;
-      }
-      for (std::size_t k = 0; k < n_counters; ++k) {
-        s.counters[k] = nameless && k == 0 ? double(s.seen) : number_in(one, counter_names[k]);
-      }
-      s.seen = s.seen || !nameless;
-    }
-    rule_ = rule;
-    loaded_group.momentum = momentum_of(rule_);
-    group() = std::move(loaded_group);
-    states_ = std::move(loaded);
-    segments_.clear(), slices_.clear();
-    lists_.forget();
-  }
+  void load_state_dict(const State& state);
 
  private:
   struct ParameterState {
@@ -493,6 +434,99 @@ class BoundElementwise {
   std::vector<std::pair<at::Tensor, at::Tensor>> copies_;  // parameters with gaps in memory, and dense copies
 };
 
+template <class Rule>
+BoundElementwise<Rule>::BoundElementwise(const Rule& rule, NamedParameters parameters)
+    : rule_(rule), lists_(std::move(parameters), rule.lr), states_(lists_.params().size()) {
+  group().momentum = momentum_of(rule_);
+  in_one_pass_ = simd::supported();
+  for (const at::Tensor& p : lists_.params()) in_one_pass_ = in_one_pass_ && fits_one_pass(p);
+  if (!has_foreach && !in_one_pass_) {
+    fail<std::invalid_argument>(
+        "this optimizer has no foreach(), so it takes float32 and float64 parameters on the CPU only");
+  }
+}
+
+template <class Rule>
+BoundElementwise<Rule>::BoundElementwise(const BoundElementwise&) = default;
+template <class Rule>
+BoundElementwise<Rule>::BoundElementwise(BoundElementwise&&) noexcept = default;
+template <class Rule>
+BoundElementwise<Rule>& BoundElementwise<Rule>::operator=(const BoundElementwise&) = default;
+template <class Rule>
+BoundElementwise<Rule>& BoundElementwise<Rule>::operator=(BoundElementwise&&) noexcept = default;
+template <class Rule>
+BoundElementwise<Rule>::~BoundElementwise() = default;
+
+template <class Rule>
+FULMEN_INLINE void BoundElementwise<Rule>::step() {
+  take_group();
+  if (!lists_.same_active() || present() != present_) [[unlikely]]
+    regroup();
+  copies_.clear(), converted_.clear();  // of a step that threw
+  if constexpr (has_foreach) {
+    if (!in_one_pass_) return step_by_lists();
+  }
+  step_in_one_pass();
+}
+
+template <class Rule>
+State BoundElementwise<Rule>::state_dict() const {
+  State all;
+  for (std::size_t i = 0; i < states_.size(); ++i) {
+    if (!states_[i].seen) continue;
+    const Counters counters = counters_of(i);
+    State one;
+    for (std::size_t k = nameless ? 1 : 0; k < n_counters; ++k) {
+      one.set(counter_names[k], at::scalar_tensor(counters[k], at::kFloat));
+    }
+    for (std::size_t k = 0; k < slots; ++k) {
+      if (states_[i].tensors[k].defined()) one.set(Rule::state_names[k], states_[i].tensors[k]);
+    }
+    if (one.size() > 0) all.set(i, one);
+  }
+  State group = group_state(rule_, lists_.groups()[0]);
+  // What Python's classes have besides, with the values that mean "decide yourself".
+  group.set("foreach", c10::IValue()).set("fused", c10::IValue());
+  group.set("capturable", false).set("differentiable", false);
+  State state;
+  state.set("state", all);
+  state.set("param_groups", std::vector<State>{group});
+  return state;
+}
+
+template <class Rule>
+void BoundElementwise<Rule>::load_state_dict(const State& state) {
+  const at::NoGradGuard no_grad;
+  const std::vector<State> groups = state.get<std::vector<State>>("param_groups");
+  const State all = state.get<State>("state");
+  ParamGroup loaded_group = group();
+  load_group(loaded_group, groups);
+  const Rule rule = policy_in(groups, rule_);
+  std::vector<ParameterState> loaded(states_.size());
+  for (std::size_t i = 0; i < loaded.size(); ++i) {
+    if (!all.contains(i)) continue;
+    const State one = all.get<State>(i);
+    ParameterState& s = loaded[i];
+    for (std::size_t k = 0; k < slots; ++k) {
+      // Python's SGD may keep a None for a parameter that had no step yet.
+      if ((nameless || !has_state(rule, k)) && !has_tensor(one, Rule::state_names[k])) continue;
+      s.tensors[k] = like(one.get<at::Tensor>(Rule::state_names[k]), lists_.params()[i], lists_.name(i),
+                          Rule::state_names[k]);
+      s.seen = true;
+    }
+    for (std::size_t k = 0; k < n_counters; ++k) {
+      s.counters[k] = nameless && k == 0 ? double(s.seen) : number_in(one, counter_names[k]);
+    }
+    s.seen = s.seen || !nameless;
+  }
+  rule_ = rule;
+  loaded_group.momentum = momentum_of(rule_);
+  group() = std::move(loaded_group);
+  states_ = std::move(loaded);
+  segments_.clear(), slices_.clear();
+  lists_.forget();
+}
+
 }  // namespace detail
 
 /// Binds a rule, which is an optimizer policy of this kind (RMSprop is a short example), to parameters. A
@@ -515,5 +549,17 @@ template <class Rule>
 detail::BoundElementwise<Rule> elementwise(const Rule& rule, NamedParameters parameters) {
   return {rule, std::move(parameters)};
 }
+
+#if FULMEN_BODIES
+FULMEN_INLINE std::vector<at::Tensor> detail::foreach_gradients(const std::vector<at::Tensor>& params,
+                                                                const std::vector<at::Tensor>& grads,
+                                                                bool maximize, double weight_decay) {
+  std::vector<at::Tensor> out = maximize ? at::_foreach_neg(grads) : grads;
+  if (weight_decay == 0) return out;
+  if (!maximize) return at::_foreach_add(out, params, weight_decay);
+  at::_foreach_add_(out, params, weight_decay);
+  return out;
+}
+#endif
 
 }  // namespace fulmen

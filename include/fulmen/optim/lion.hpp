@@ -3,11 +3,13 @@
 
 #include <fulmen/optim/elementwise.hpp>
 
+#include <array>
+
+#if FULMEN_BODIES
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_sign.h>
-
-#include <array>
+#endif
 
 namespace fulmen {
 
@@ -37,15 +39,7 @@ struct LionRule {
     e.set_state(0, m * e.scalar(betas[1]) + g * e.scalar(1 - betas[1]));
   }
 
-  void foreach(const TensorLists<1>& l, const Scalars& s) const {
-    at::_foreach_mul_(l.params, s.weight_kept);
-    const std::vector<at::Tensor> directions = at::_foreach_mul(l.state[0], betas[0]);
-    at::_foreach_add_(directions, l.grads, 1 - betas[0]);
-    at::_foreach_sign_(directions);
-    at::_foreach_add_(l.params, directions, -lr);
-    at::_foreach_mul_(l.state[0], betas[1]);
-    at::_foreach_add_(l.state[0], l.grads, 1 - betas[1]);
-  }
+  void foreach(const TensorLists<1>& l, const Scalars& s) const;
 };
 
 }  // namespace detail
@@ -63,7 +57,20 @@ struct Lion {
   detail::BoundElementwise<detail::LionRule> bind(NamedParameters parameters) const;
 };
 
-inline detail::BoundElementwise<detail::LionRule> Lion::bind(NamedParameters parameters) const {
+FULMEN_INSTANTIATE(class detail::BoundElementwise<detail::LionRule>);
+
+#if FULMEN_BODIES
+FULMEN_INLINE void detail::LionRule::foreach(const TensorLists<1>& l, const Scalars& s) const {
+  at::_foreach_mul_(l.params, s.weight_kept);
+  const std::vector<at::Tensor> directions = at::_foreach_mul(l.state[0], betas[0]);
+  at::_foreach_add_(directions, l.grads, 1 - betas[0]);
+  at::_foreach_sign_(directions);
+  at::_foreach_add_(l.params, directions, -lr);
+  at::_foreach_mul_(l.state[0], betas[1]);
+  at::_foreach_add_(l.state[0], l.grads, 1 - betas[1]);
+}
+
+FULMEN_INLINE detail::BoundElementwise<detail::LionRule> Lion::bind(NamedParameters parameters) const {
   if (!(lr > 0)) fail<std::invalid_argument>("Lion::lr is {}, expected above 0", lr);
   for (const double beta : betas) {
     if (!(beta >= 0 && beta <= 1))
@@ -72,5 +79,6 @@ inline detail::BoundElementwise<detail::LionRule> Lion::bind(NamedParameters par
   return elementwise(detail::LionRule{lr, betas, weight_decay, decoupled_weight_decay ? lr : 1},
                      std::move(parameters));
 }
+#endif
 
 }  // namespace fulmen

@@ -3,6 +3,10 @@
 
 #include <fulmen/optim/elementwise.hpp>
 
+#include <array>
+#include <cmath>
+
+#if FULMEN_BODIES
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_addcdiv.h>
 #include <ATen/ops/_foreach_addcmul.h>
@@ -10,9 +14,7 @@
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_sqrt.h>
-
-#include <array>
-#include <cmath>
+#endif
 
 namespace fulmen {
 
@@ -62,24 +64,29 @@ struct NAdam {
     e.set_param(p - m * e.scalar(s.momentum_step) / denominator);
   }
 
-  void foreach(const TensorLists<2>& l, const Scalars& s) const {
-    const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, s.weight_added);
-    if (s.weight_kept != 1) at::_foreach_mul_(l.params, s.weight_kept);
-    at::_foreach_lerp_(l.state[0], g, 1 - betas[0]);
-    at::_foreach_mul_(l.state[1], betas[1]);
-    at::_foreach_addcmul_(l.state[1], g, g, 1 - betas[1]);
-    const std::vector<at::Tensor> denominators = at::_foreach_sqrt(l.state[1]);
-    at::_foreach_div_(denominators, std::sqrt(s.bias_correction2));
-    at::_foreach_add_(denominators, eps);
-    at::_foreach_addcdiv_(l.params, g, denominators, -s.grad_step);
-    at::_foreach_addcdiv_(l.params, l.state[0], denominators, -s.momentum_step);
-  }
+  void foreach(const TensorLists<2>& l, const Scalars& s) const;
 
   /// @throws std::invalid_argument naming the option that is out of range.
   detail::BoundElementwise<NAdam> bind(NamedParameters parameters) const;
 };
 
-inline detail::BoundElementwise<NAdam> NAdam::bind(NamedParameters parameters) const {
+FULMEN_INSTANTIATE(class detail::BoundElementwise<NAdam>);
+
+#if FULMEN_BODIES
+FULMEN_INLINE void NAdam::foreach(const TensorLists<2>& l, const Scalars& s) const {
+  const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, s.weight_added);
+  if (s.weight_kept != 1) at::_foreach_mul_(l.params, s.weight_kept);
+  at::_foreach_lerp_(l.state[0], g, 1 - betas[0]);
+  at::_foreach_mul_(l.state[1], betas[1]);
+  at::_foreach_addcmul_(l.state[1], g, g, 1 - betas[1]);
+  const std::vector<at::Tensor> denominators = at::_foreach_sqrt(l.state[1]);
+  at::_foreach_div_(denominators, std::sqrt(s.bias_correction2));
+  at::_foreach_add_(denominators, eps);
+  at::_foreach_addcdiv_(l.params, g, denominators, -s.grad_step);
+  at::_foreach_addcdiv_(l.params, l.state[0], denominators, -s.momentum_step);
+}
+
+FULMEN_INLINE detail::BoundElementwise<NAdam> NAdam::bind(NamedParameters parameters) const {
   detail::at_least_0("NAdam", "lr", lr);
   detail::at_least_0("NAdam", "eps", eps);
   detail::from_0_below_1("NAdam", "betas", betas);
@@ -87,5 +94,6 @@ inline detail::BoundElementwise<NAdam> NAdam::bind(NamedParameters parameters) c
   detail::at_least_0("NAdam", "momentum_decay", momentum_decay);
   return elementwise(*this, std::move(parameters));
 }
+#endif
 
 }  // namespace fulmen

@@ -1,6 +1,7 @@
 // param_groups: one optimizer whose parameters fall into groups with options of their own.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/optim/optimizer.hpp>
 
 #include <concepts>
@@ -28,6 +29,11 @@ Group<Match, Policy> group(Match match, Policy policy) {
 
 namespace detail {
 
+/// One state dict of those of the groups, and back. @throws std::runtime_error if the number of groups
+/// differs.
+State joined_groups(const std::vector<State>& states, const std::vector<ParamGroup>& groups);
+std::vector<State> split_groups(const State& state, const std::vector<ParamGroup>& groups);
+
 /// Several bound optimizers of one kind that act as one: a group each, in the order of PyTorch's
 /// param_groups.
 template <class Bound>
@@ -50,51 +56,23 @@ class BoundGroups {
   /// As PyTorch's: one "state" with the parameters numbered through all groups, one entry of "param_groups"
   /// each.
   State state_dict() const {
-    State all, state;
-    std::vector<State> groups;
-    std::size_t offset = 0;
     hand_down();
-    for (std::size_t i = 0; i < parts_.size(); ++i) {
-      const State part(parts_[i].state_dict());
-      const std::size_t count = groups_[i].params.size();
-      const State states = part.get<State>("state");
-      for (std::size_t k = 0; k < count; ++k) {
-        if (states.contains(k)) all.set(offset + k, states.get<State>(k));
-      }
-      State group = part.get<std::vector<State>>("param_groups")[0];
-      std::vector<std::int64_t> numbers = indices(count);
-      for (std::int64_t& number : numbers) number += static_cast<std::int64_t>(offset);
-      group.set("params", numbers);
-      groups.push_back(group);
-      offset += count;
-    }
-    state.set("state", all).set("param_groups", groups);
-    return state;
+    std::vector<State> states;
+    for (const Bound& part : parts_) states.push_back(part.state_dict());
+    return joined_groups(states, groups_);
   }
 
   /// @throws std::runtime_error if the number of groups or parameters differs, or as the optimizer's own;
   /// nothing is changed then.
   void load_state_dict(const State& state) {
-    const auto groups = state.get<std::vector<State>>("param_groups");
-    if (groups.size() != parts_.size()) {
-      fail("optimizer state has {} parameter groups, expected {}", groups.size(), parts_.size());
-    }
-    const State all = state.get<State>("state");
+    const std::vector<State> states = split_groups(state, groups_);
     hand_down();
     std::vector<State> before;
     try {
-      std::size_t offset = 0;
       for (std::size_t i = 0; i < parts_.size(); ++i) {
-        const std::size_t count = groups_[i].params.size();
-        State states, part;
-        for (std::size_t k = 0; k < count; ++k) {
-          if (all.contains(offset + k)) states.set(k, all.get<State>(offset + k));
-        }
-        part.set("state", states).set("param_groups", std::vector<State>{groups[i]});
         const State saved(parts_[i].state_dict());
-        parts_[i].load_state_dict(part);
+        parts_[i].load_state_dict(states[i]);
         before.push_back(saved);
-        offset += count;
       }
     } catch (...) {
       for (std::size_t i = 0; i < before.size(); ++i) parts_[i].load_state_dict(before[i]);
@@ -163,5 +141,51 @@ template <OptimizerPolicy Policy, class... Matches>
 ParamGroups<Policy, Matches...> param_groups(Policy policy, Group<Matches, Policy>... groups) {
   return {std::move(policy), {std::move(groups)...}};
 }
+
+#if FULMEN_BODIES
+namespace detail {
+
+FULMEN_INLINE State joined_groups(const std::vector<State>& states, const std::vector<ParamGroup>& groups) {
+  State all, state;
+  std::vector<State> entries;
+  std::size_t offset = 0;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    const std::size_t count = groups[i].params.size();
+    const State own = states[i].get<State>("state");
+    for (std::size_t k = 0; k < count; ++k) {
+      if (own.contains(k)) all.set(offset + k, own.get<State>(k));
+    }
+    State entry = states[i].get<std::vector<State>>("param_groups")[0];
+    std::vector<std::int64_t> numbers = indices(count);
+    for (std::int64_t& number : numbers) number += static_cast<std::int64_t>(offset);
+    entry.set("params", numbers);
+    entries.push_back(entry);
+    offset += count;
+  }
+  state.set("state", all).set("param_groups", entries);
+  return state;
+}
+
+FULMEN_INLINE std::vector<State> split_groups(const State& state, const std::vector<ParamGroup>& groups) {
+  const auto entries = state.get<std::vector<State>>("param_groups");
+  if (entries.size() != groups.size()) {
+    fail("optimizer state has {} parameter groups, expected {}", entries.size(), groups.size());
+  }
+  const State all = state.get<State>("state");
+  std::vector<State> states;
+  std::size_t offset = 0;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    State own;
+    for (std::size_t k = 0; k < groups[i].params.size(); ++k) {
+      if (all.contains(offset + k)) own.set(k, all.get<State>(offset + k));
+    }
+    states.push_back(State().set("state", own).set("param_groups", std::vector<State>{entries[i]}));
+    offset += groups[i].params.size();
+  }
+  return states;
+}
+
+}  // namespace detail
+#endif
 
 }  // namespace fulmen

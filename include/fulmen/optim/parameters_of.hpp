@@ -2,6 +2,7 @@
 // need it.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/optim/optimizer.hpp>
 
 #include <concepts>
@@ -24,6 +25,9 @@ bool chooses(const Predicate& predicate, const NamedParameter& p) {
   else
     return predicate(std::string_view(p.name), p.tensor);
 }
+
+NamedParameters in_submodule(NamedParameters parameters, const std::string& submodule);
+
 }  // namespace detail
 
 /// A policy that binds to the parameters of one submodule only; see parameters_of.
@@ -35,17 +39,7 @@ struct ParametersOf {
   /// @throws std::invalid_argument if no parameter is in such a submodule; the message lists the names there
   /// are.
   auto bind(NamedParameters parameters) const {
-    NamedParameters chosen;
-    std::string known;
-    for (NamedParameter& p : parameters) {
-      (known += known.empty() ? "" : ", ") += p.name;
-      if (p.name.starts_with(submodule + ".")) chosen.push_back(std::move(p));
-    }
-    if (chosen.empty()) {
-      fail<std::invalid_argument>("parameters_of(\"{}\"): no parameter is in that submodule; there is: {}",
-                                  submodule, known.empty() ? "none" : known);
-    }
-    return policy.bind(std::move(chosen));
+    return policy.bind(detail::in_submodule(std::move(parameters), submodule));
   }
 };
 
@@ -85,5 +79,21 @@ template <ParameterPredicate Predicate, OptimizerPolicy Policy>
 ParametersWhere<Predicate, Policy> parameters_where(Predicate predicate, Policy policy) {
   return {std::move(predicate), std::move(policy)};
 }
+
+#if FULMEN_BODIES
+FULMEN_INLINE NamedParameters detail::in_submodule(NamedParameters parameters, const std::string& submodule) {
+  NamedParameters chosen;
+  std::string known;
+  for (NamedParameter& p : parameters) {
+    (known += known.empty() ? "" : ", ") += p.name;
+    if (p.name.starts_with(submodule + ".")) chosen.push_back(std::move(p));
+  }
+  if (chosen.empty()) {
+    fail<std::invalid_argument>("parameters_of(\"{}\"): no parameter is in that submodule; there is: {}",
+                                submodule, known.empty() ? "none" : known);
+  }
+  return chosen;
+}
+#endif
 
 }  // namespace fulmen

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fulmen/checkpoint/state.hpp>
+#include <fulmen/compiled.hpp>
 #include <fulmen/error.hpp>
 #include <fulmen/optim/optimizer.hpp>
 
@@ -11,6 +12,7 @@
 #include <array>
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -70,39 +72,25 @@ c10::IValue to_python(const T& value) {
 
 /// A number, or a tensor with one element, as Python keeps counts and rates. @throws std::runtime_error
 /// naming the key.
-inline double number_in(const State& state, const char* name) {
-  const c10::IValue value = state.get<c10::IValue>(name);
-  if (value.isTensor() && value.toTensor().numel() == 1) return value.toTensor().item<double>();
-  if (!value.isDouble() && !value.isInt()) {
-    fail("optimizer state: {} is {}, expected a number or a tensor with one element", name, kind_of(value));
-  }
-  return value.toScalar().toDouble();
-}
+double number_in(const State& state, const char* name);
+
+/// The index of the enumerator. @throws std::runtime_error naming the option if none has that name.
+std::size_t enumerator_in(const c10::IValue& value, const char* name, std::span<const char* const> names);
+/// The parts of a tuple or a list. @throws std::runtime_error naming the option if these are not as many.
+std::vector<c10::IValue> parts_in(const c10::IValue& value, const char* name, std::size_t count);
 
 /// The other way. @throws std::runtime_error naming the option if the value is of another kind.
 template <class T>
 void from_python(const c10::IValue& value, const char* name, T& option) {
   if constexpr (std::is_enum_v<T>) {
-    const auto names = option_names(option);
-    for (std::size_t i = 0; i < names.size(); ++i) {
-      const bool same = value.isString() && value.toStringRef() == names[i];
-      // None means the default, which comes first.
-      if (same || (value.isNone() && i == 0)) return void(option = static_cast<T>(i));
-    }
-    fail("optimizer state: {} is {}, which is not known", name,
-         value.isString() ? value.toStringRef() : kind_of(value));
+    option = static_cast<T>(enumerator_in(value, name, option_names(option)));
   } else if constexpr (is_optional<T>) {
     if (value.isNone())
       option.reset();
     else
       from_python(value, name, option.emplace());
   } else if constexpr (requires { std::tuple_size<T>::value; }) {
-    const std::vector<c10::IValue> parts = value.isTuple()  ? value.toTupleRef().elements().vec()
-                                           : value.isList() ? value.toListRef().vec()
-                                                            : std::vector<c10::IValue>{};
-    if (parts.size() != std::tuple_size_v<T>) {
-      fail("optimizer state: {} is {}, expected a tuple of {}", name, kind_of(value), std::tuple_size_v<T>);
-    }
+    const std::vector<c10::IValue> parts = parts_in(value, name, std::tuple_size_v<T>);
     std::size_t next = 0;
     std::apply([&](auto&... part) { (from_python(parts[next++], name, part), ...); }, option);
   } else {
@@ -152,4 +140,42 @@ Policy policy_in(const std::vector<State>& groups, Policy policy) {
 }
 
 }  // namespace detail
+
+#if FULMEN_BODIES
+namespace detail {
+
+FULMEN_INLINE double number_in(const State& state, const char* name) {
+  const c10::IValue value = state.get<c10::IValue>(name);
+  if (value.isTensor() && value.toTensor().numel() == 1) return value.toTensor().item<double>();
+  if (!value.isDouble() && !value.isInt()) {
+    fail("optimizer state: {} is {}, expected a number or a tensor with one element", name, kind_of(value));
+  }
+  return value.toScalar().toDouble();
+}
+
+FULMEN_INLINE std::size_t enumerator_in(const c10::IValue& value, const char* name,
+                                        std::span<const char* const> names) {
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const bool same = value.isString() && value.toStringRef() == names[i];
+    // None means the default, which comes first.
+    if (same || (value.isNone() && i == 0)) return i;
+  }
+  fail("optimizer state: {} is {}, which is not known", name,
+       value.isString() ? value.toStringRef() : kind_of(value));
+}
+
+FULMEN_INLINE std::vector<c10::IValue> parts_in(const c10::IValue& value, const char* name,
+                                                std::size_t count) {
+  std::vector<c10::IValue> parts = value.isTuple()  ? value.toTupleRef().elements().vec()
+                                   : value.isList() ? value.toListRef().vec()
+                                                    : std::vector<c10::IValue>{};
+  if (parts.size() != count) {
+    fail("optimizer state: {} is {}, expected a tuple of {}", name, kind_of(value), count);
+  }
+  return parts;
+}
+
+}  // namespace detail
+#endif
+
 }  // namespace fulmen

@@ -3,6 +3,10 @@
 
 #include <fulmen/optim/elementwise.hpp>
 
+#include <array>
+#include <cmath>
+
+#if FULMEN_BODIES
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_addcmul.h>
 #include <ATen/ops/_foreach_div.h>
@@ -10,9 +14,7 @@
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_reciprocal.h>
 #include <ATen/ops/_foreach_sqrt.h>
-
-#include <array>
-#include <cmath>
+#endif
 
 namespace fulmen {
 
@@ -66,30 +68,36 @@ struct RAdam {
     e.set_param(e.param() * e.scalar(s.weight_kept) - step);
   }
 
-  void foreach(const TensorLists<2>& l, const Scalars& s) const {
-    const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, s.weight_added);
-    if (s.weight_kept != 1) at::_foreach_mul_(l.params, s.weight_kept);
-    at::_foreach_lerp_(l.state[0], g, 1 - betas[0]);
-    at::_foreach_mul_(l.state[1], betas[1]);
-    at::_foreach_addcmul_(l.state[1], g, g, 1 - betas[1]);
-    if (!s.rectified) return at::_foreach_add_(l.params, l.state[0], -lr / s.bias_correction1);
-    const std::vector<at::Tensor> rates = at::_foreach_sqrt(l.state[1]);
-    at::_foreach_add_(rates, eps);
-    at::_foreach_div_(rates, -s.bias_correction2_sqrt * (lr * s.rectification / s.bias_correction1));
-    at::_foreach_reciprocal_(rates);
-    at::_foreach_addcmul_(l.params, l.state[0], rates);
-  }
+  void foreach(const TensorLists<2>& l, const Scalars& s) const;
 
   /// @throws std::invalid_argument naming the option that is out of range.
   detail::BoundElementwise<RAdam> bind(NamedParameters parameters) const;
 };
 
-inline detail::BoundElementwise<RAdam> RAdam::bind(NamedParameters parameters) const {
+FULMEN_INSTANTIATE(class detail::BoundElementwise<RAdam>);
+
+#if FULMEN_BODIES
+FULMEN_INLINE void RAdam::foreach(const TensorLists<2>& l, const Scalars& s) const {
+  const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, s.weight_added);
+  if (s.weight_kept != 1) at::_foreach_mul_(l.params, s.weight_kept);
+  at::_foreach_lerp_(l.state[0], g, 1 - betas[0]);
+  at::_foreach_mul_(l.state[1], betas[1]);
+  at::_foreach_addcmul_(l.state[1], g, g, 1 - betas[1]);
+  if (!s.rectified) return at::_foreach_add_(l.params, l.state[0], -lr / s.bias_correction1);
+  const std::vector<at::Tensor> rates = at::_foreach_sqrt(l.state[1]);
+  at::_foreach_add_(rates, eps);
+  at::_foreach_div_(rates, -s.bias_correction2_sqrt * (lr * s.rectification / s.bias_correction1));
+  at::_foreach_reciprocal_(rates);
+  at::_foreach_addcmul_(l.params, l.state[0], rates);
+}
+
+FULMEN_INLINE detail::BoundElementwise<RAdam> RAdam::bind(NamedParameters parameters) const {
   detail::at_least_0("RAdam", "lr", lr);
   detail::at_least_0("RAdam", "eps", eps);
   detail::from_0_below_1("RAdam", "betas", betas);
   detail::at_least_0("RAdam", "weight_decay", weight_decay);
   return elementwise(*this, std::move(parameters));
 }
+#endif
 
 }  // namespace fulmen

@@ -3,14 +3,16 @@
 
 #include <fulmen/optim/elementwise.hpp>
 
+#include <array>
+
+#if FULMEN_BODIES
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_addcdiv.h>
 #include <ATen/ops/_foreach_addcmul.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_sqrt.h>
-
-#include <array>
+#endif
 
 namespace fulmen {
 
@@ -63,33 +65,38 @@ struct RMSprop {
     }
   }
 
-  void foreach(const TensorLists<3>& l, const Scalars&) const {
-    const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, weight_decay);
-    at::_foreach_mul_(l.state[0], alpha);
-    at::_foreach_addcmul_(l.state[0], g, g, 1 - alpha);
-    std::vector<at::Tensor> roots;
-    if (centered) {
-      at::_foreach_lerp_(l.state[2], g, 1 - alpha);
-      roots = at::_foreach_addcmul(l.state[0], l.state[2], l.state[2], -1);
-      at::_foreach_sqrt_(roots);
-    } else {
-      roots = at::_foreach_sqrt(l.state[0]);
-    }
-    at::_foreach_add_(roots, eps);
-    if (momentum > 0) {
-      at::_foreach_mul_(l.state[1], momentum);
-      at::_foreach_addcdiv_(l.state[1], g, roots);
-      at::_foreach_add_(l.params, l.state[1], -lr);
-    } else {
-      at::_foreach_addcdiv_(l.params, g, roots, -lr);
-    }
-  }
+  void foreach(const TensorLists<3>& l, const Scalars&) const;
 
   /// @throws std::invalid_argument naming the option that is out of range.
   detail::BoundElementwise<RMSprop> bind(NamedParameters parameters) const;
 };
 
-inline detail::BoundElementwise<RMSprop> RMSprop::bind(NamedParameters parameters) const {
+FULMEN_INSTANTIATE(class detail::BoundElementwise<RMSprop>);
+
+#if FULMEN_BODIES
+FULMEN_INLINE void RMSprop::foreach(const TensorLists<3>& l, const Scalars&) const {
+  const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, weight_decay);
+  at::_foreach_mul_(l.state[0], alpha);
+  at::_foreach_addcmul_(l.state[0], g, g, 1 - alpha);
+  std::vector<at::Tensor> roots;
+  if (centered) {
+    at::_foreach_lerp_(l.state[2], g, 1 - alpha);
+    roots = at::_foreach_addcmul(l.state[0], l.state[2], l.state[2], -1);
+    at::_foreach_sqrt_(roots);
+  } else {
+    roots = at::_foreach_sqrt(l.state[0]);
+  }
+  at::_foreach_add_(roots, eps);
+  if (momentum > 0) {
+    at::_foreach_mul_(l.state[1], momentum);
+    at::_foreach_addcdiv_(l.state[1], g, roots);
+    at::_foreach_add_(l.params, l.state[1], -lr);
+  } else {
+    at::_foreach_addcdiv_(l.params, g, roots, -lr);
+  }
+}
+
+FULMEN_INLINE detail::BoundElementwise<RMSprop> RMSprop::bind(NamedParameters parameters) const {
   detail::at_least_0("RMSprop", "lr", lr);
   detail::at_least_0("RMSprop", "alpha", alpha);
   detail::at_least_0("RMSprop", "eps", eps);
@@ -97,5 +104,6 @@ inline detail::BoundElementwise<RMSprop> RMSprop::bind(NamedParameters parameter
   detail::at_least_0("RMSprop", "momentum", momentum);
   return elementwise(*this, std::move(parameters));
 }
+#endif
 
 }  // namespace fulmen

@@ -3,14 +3,16 @@
 
 #include <fulmen/optim/elementwise.hpp>
 
+#include <array>
+
+#if FULMEN_BODIES
 #include <ATen/ops/_foreach_addcmul.h>
 #include <ATen/ops/_foreach_clamp_max.h>
 #include <ATen/ops/_foreach_clamp_min.h>
 #include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_sign.h>
-
-#include <array>
+#endif
 
 namespace fulmen {
 
@@ -49,26 +51,31 @@ struct Rprop {
     e.set_param(e.param() - e.sign(g) * size);
   }
 
-  void foreach(const TensorLists<2>& l, const Scalars&) const {
-    const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, 0);
-    const std::vector<at::Tensor> factors = at::_foreach_mul(g, l.state[0]);
-    at::_foreach_copy_(l.state[0], g);
-    for (std::size_t i = 0; i < factors.size(); ++i) {
-      const at::Tensor same = factors[i].gt(0), changed = factors[i].lt(0);
-      factors[i].fill_(1).masked_fill_(same, etas[1]).masked_fill_(changed, etas[0]);
-      l.state[0][i].masked_fill_(changed, 0);
-    }
-    at::_foreach_mul_(l.state[1], factors);
-    at::_foreach_clamp_min_(l.state[1], step_sizes[0]);
-    at::_foreach_clamp_max_(l.state[1], step_sizes[1]);
-    at::_foreach_addcmul_(l.params, at::_foreach_sign(l.state[0]), l.state[1], -1);
-  }
+  void foreach(const TensorLists<2>& l, const Scalars&) const;
 
   /// @throws std::invalid_argument naming the option that is out of range.
   detail::BoundElementwise<Rprop> bind(NamedParameters parameters) const;
 };
 
-inline detail::BoundElementwise<Rprop> Rprop::bind(NamedParameters parameters) const {
+FULMEN_INSTANTIATE(class detail::BoundElementwise<Rprop>);
+
+#if FULMEN_BODIES
+FULMEN_INLINE void Rprop::foreach(const TensorLists<2>& l, const Scalars&) const {
+  const std::vector<at::Tensor> g = detail::foreach_gradients(l, maximize, 0);
+  const std::vector<at::Tensor> factors = at::_foreach_mul(g, l.state[0]);
+  at::_foreach_copy_(l.state[0], g);
+  for (std::size_t i = 0; i < factors.size(); ++i) {
+    const at::Tensor same = factors[i].gt(0), changed = factors[i].lt(0);
+    factors[i].fill_(1).masked_fill_(same, etas[1]).masked_fill_(changed, etas[0]);
+    l.state[0][i].masked_fill_(changed, 0);
+  }
+  at::_foreach_mul_(l.state[1], factors);
+  at::_foreach_clamp_min_(l.state[1], step_sizes[0]);
+  at::_foreach_clamp_max_(l.state[1], step_sizes[1]);
+  at::_foreach_addcmul_(l.params, at::_foreach_sign(l.state[0]), l.state[1], -1);
+}
+
+FULMEN_INLINE detail::BoundElementwise<Rprop> Rprop::bind(NamedParameters parameters) const {
   detail::at_least_0("Rprop", "lr", lr);
   if (!(0 < etas[0] && etas[0] < 1 && 1 < etas[1])) {
     fail<std::invalid_argument>("Rprop::etas are {} and {}, expected one between 0 and 1 and one above 1",
@@ -76,5 +83,6 @@ inline detail::BoundElementwise<Rprop> Rprop::bind(NamedParameters parameters) c
   }
   return elementwise(*this, std::move(parameters));
 }
+#endif
 
 }  // namespace fulmen

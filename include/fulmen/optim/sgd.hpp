@@ -3,10 +3,12 @@
 
 #include <fulmen/optim/elementwise.hpp>
 
-#include <ATen/ops/_fused_sgd.h>
-
 #include <array>
 #include <utility>
+
+#if FULMEN_BODIES
+#include <ATen/ops/_fused_sgd.h>
+#endif
 
 namespace fulmen {
 
@@ -52,17 +54,22 @@ struct SGD {
     }
   }
 
-  void foreach(const TensorLists<1>& l, const Scalars& s) const {
-    const at::TensorList buffers = momentum != 0 ? at::TensorList(l.state[0]) : at::TensorList();
-    at::_fused_sgd_(l.params, l.grads, buffers, weight_decay, momentum, lr, dampening, nesterov, maximize,
-                    s.first);
-  }
+  void foreach(const TensorLists<1>& l, const Scalars& s) const;
 
   /// @throws std::invalid_argument naming the option that is out of range.
   detail::BoundElementwise<SGD> bind(NamedParameters parameters) const;
 };
 
-inline detail::BoundElementwise<SGD> SGD::bind(NamedParameters parameters) const {
+FULMEN_INSTANTIATE(class detail::BoundElementwise<SGD>);
+
+#if FULMEN_BODIES
+FULMEN_INLINE void SGD::foreach(const TensorLists<1>& l, const Scalars& s) const {
+  const at::TensorList buffers = momentum != 0 ? at::TensorList(l.state[0]) : at::TensorList();
+  at::_fused_sgd_(l.params, l.grads, buffers, weight_decay, momentum, lr, dampening, nesterov, maximize,
+                  s.first);
+}
+
+FULMEN_INLINE detail::BoundElementwise<SGD> SGD::bind(NamedParameters parameters) const {
   detail::at_least_0("SGD", "lr", lr);
   detail::at_least_0("SGD", "momentum", momentum);
   detail::at_least_0("SGD", "weight_decay", weight_decay);
@@ -72,5 +79,6 @@ inline detail::BoundElementwise<SGD> SGD::bind(NamedParameters parameters) const
   }
   return elementwise(*this, std::move(parameters));
 }
+#endif
 
 }  // namespace fulmen

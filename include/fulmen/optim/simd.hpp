@@ -2,8 +2,9 @@
 // made of.
 #pragma once
 
-#include <ATen/TensorIterator.h>
-#include <ATen/ops/empty.h>
+#include <fulmen/compiled.hpp>
+
+#include <c10/util/FunctionRef.h>
 
 #include <algorithm>
 #include <cmath>
@@ -25,6 +26,11 @@
 #else
 #define FULMEN_SIMD [[gnu::always_inline]] inline
 #define FULMEN_SIMD_ENTRY [[gnu::noinline]]
+#endif
+
+#if FULMEN_BODIES
+#include <ATen/TensorIterator.h>
+#include <ATen/ops/empty.h>
 #endif
 
 namespace fulmen::simd {
@@ -122,8 +128,11 @@ FULMEN_SIMD V sign(const V& x) {
 
 /// Calls f(begin, end) for parts of [0, size), on LibTorch's threads where there are several.
 /// (at::parallel_for itself is serial in programs that are not compiled for OpenMP, and such that are bring a second pool.)
-template <class F>
-void parallel_for(std::int64_t size, const F& f) {
+void parallel_for(std::int64_t size, c10::function_ref<void(std::int64_t begin, std::int64_t end)> f);
+
+#if FULMEN_BODIES
+FULMEN_INLINE void parallel_for(std::int64_t size,
+                                c10::function_ref<void(std::int64_t begin, std::int64_t end)> f) {
   const at::Tensor numbers = at::empty({size}, at::TensorOptions(at::kByte));
   at::TensorIterator iterator = at::TensorIterator::borrowing_nullary_op(numbers);
   const char* const base = static_cast<const char*>(numbers.const_data_ptr());
@@ -136,5 +145,6 @@ void parallel_for(std::int64_t size, const F& f) {
       },
       1);
 }
+#endif
 
 }  // namespace fulmen::simd

@@ -1,12 +1,9 @@
 // The predictor that runs several views of the inputs, brings their predictions back and merges them.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/predict/range.hpp>
 #include <fulmen/predict/spatial.hpp>
-
-#include <ATen/ops/flip.h>
-#include <ATen/ops/rot90.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <array>
 #include <concepts>
@@ -18,13 +15,19 @@
 #include <utility>
 #include <vector>
 
+#if FULMEN_BODIES
+#include <ATen/ops/flip.h>
+#include <ATen/ops/rot90.h>
+#include <ATen/ops/zeros_like.h>
+#endif
+
 namespace fulmen {
 
 /// Mirrors along dimensions, negative ones counted from the last; along none, the image itself.
 struct Flip {
   std::vector<std::int64_t> dims{};
 
-  at::Tensor forward(const at::Tensor& x) const { return dims.empty() ? x : at::flip(x, dims); }
+  at::Tensor forward(const at::Tensor& x) const;
   at::Tensor inverse(const at::Tensor& y) const { return forward(y); }
 };
 
@@ -34,13 +37,8 @@ struct Rot90 {
   std::array<std::int64_t, 2> dims{-2, -1};
   bool flip = false;
 
-  at::Tensor forward(const at::Tensor& x) const {
-    return at::rot90(flip ? at::flip(x, dims[1]) : x, k, dims);
-  }
-  at::Tensor inverse(const at::Tensor& y) const {
-    const at::Tensor back = at::rot90(y, -k, dims);
-    return flip ? at::flip(back, dims[1]) : back;
-  }
+  at::Tensor forward(const at::Tensor& x) const;
+  at::Tensor inverse(const at::Tensor& y) const;
 };
 
 /// A transform of two functions of tensors, of which the second undoes the first (or does what can be done).
@@ -65,30 +63,17 @@ std::array<Flip, (1U << Dim)> flips() {
 }
 
 /// The eight symmetries of the square in the last two dimensions, the image itself first.
-inline std::array<Rot90, 8> square_symmetries() {
-  std::array<Rot90, 8> all;
-  for (std::size_t i = 0; i < all.size(); ++i)
-    all[i] = {.k = static_cast<std::int64_t>(i % 4), .flip = i >= 4};
-  return all;
-}
+std::array<Rot90, 8> square_symmetries();
 
 namespace detail {
 
 /// The mean of one tensor of all predictions.
 class Averager {
  public:
-  explicit Averager(const at::Tensor& first)
-      : type_(first.scalar_type()),
-        mean_(at::zeros_like(first, first.options().dtype(summed_as(first, "MeanMerge")))) {}
+  explicit Averager(const at::Tensor& first);
 
-  void add(const at::Tensor& prediction) {
-    if (prediction.sizes() != mean_.sizes()) {
-      fail("MeanMerge: a prediction has shape {}, expected {} as the first", sizes_text(prediction.sizes()),
-           sizes_text(mean_.sizes()));
-    }
-    add_to_mean(mean_, prediction, 1.0 / static_cast<double>(++count_));
-  }
-  at::Tensor finish() const { return mean_.to(type_); }
+  void add(const at::Tensor& prediction);
+  at::Tensor finish() const;
 
  private:
   at::ScalarType type_;
@@ -206,5 +191,45 @@ template <class Transforms, class Merge>
 TestTimeAugmentation(Transforms, Merge) -> TestTimeAugmentation<Transforms, Merge>;
 template <class Transforms, class Merge>
 TestTimeAugmentation(Transforms, Merge, bool) -> TestTimeAugmentation<Transforms, Merge>;
+
+#if FULMEN_BODIES
+FULMEN_INLINE at::Tensor Flip::forward(const at::Tensor& x) const {
+  return dims.empty() ? x : at::flip(x, dims);
+}
+
+FULMEN_INLINE at::Tensor Rot90::forward(const at::Tensor& x) const {
+  return at::rot90(flip ? at::flip(x, dims[1]) : x, k, dims);
+}
+
+FULMEN_INLINE at::Tensor Rot90::inverse(const at::Tensor& y) const {
+  const at::Tensor back = at::rot90(y, -k, dims);
+  return flip ? at::flip(back, dims[1]) : back;
+}
+
+FULMEN_INLINE std::array<Rot90, 8> square_symmetries() {
+  std::array<Rot90, 8> all;
+  for (std::size_t i = 0; i < all.size(); ++i)
+    all[i] = {.k = static_cast<std::int64_t>(i % 4), .flip = i >= 4};
+  return all;
+}
+
+namespace detail {
+
+FULMEN_INLINE Averager::Averager(const at::Tensor& first)
+    : type_(first.scalar_type()),
+      mean_(at::zeros_like(first, first.options().dtype(summed_as(first, "MeanMerge")))) {}
+
+FULMEN_INLINE void Averager::add(const at::Tensor& prediction) {
+  if (prediction.sizes() != mean_.sizes()) {
+    fail("MeanMerge: a prediction has shape {}, expected {} as the first", sizes_text(prediction.sizes()),
+         sizes_text(mean_.sizes()));
+  }
+  add_to_mean(mean_, prediction, 1.0 / static_cast<double>(++count_));
+}
+
+FULMEN_INLINE at::Tensor Averager::finish() const { return mean_.to(type_); }
+
+}  // namespace detail
+#endif
 
 }  // namespace fulmen

@@ -1,6 +1,7 @@
 // The predictor that pads images to a size the network can halve often enough, and crops the prediction.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/predict/spatial.hpp>
 
 #include <concepts>
@@ -14,43 +15,10 @@ namespace fulmen {
 
 namespace detail {
 
-inline Padding padding_to(at::IntArrayRef image, const std::vector<std::int64_t>& multiple, bool symmetric) {
-  Padding padding;
-  for (std::size_t axis = 0; axis < multiple.size(); ++axis) {
-    const std::int64_t step = multiple[axis];
-    if (step < 1) {
-      fail<std::invalid_argument>("PadToMultiple: multiple is {} along axis {}, expected at least 1", step,
-                                  axis);
-    }
-    const std::int64_t missing = (step - image[axis + 2] % step) % step, before = symmetric ? missing / 2 : 0;
-    padding.before.push_back(before);
-    padding.after.push_back(missing - before);
-  }
-  return padding;
-}
+Padding padding_to(at::IntArrayRef image, const std::vector<std::int64_t>& multiple, bool symmetric);
 
 /// What of a prediction belongs to an image of such a shape that was padded so.
-inline at::Tensor without_padding(at::Tensor prediction, at::IntArrayRef image, const Padding& padding) {
-  if (padding.empty()) return prediction;
-  const std::size_t dims = padding.before.size();
-  if (prediction.dim() != static_cast<std::int64_t>(dims) + 2) {
-    fail(
-        "PadToMultiple<{}>: infer gave a prediction of shape {}, expected {} dimensions (N, C, then {} "
-        "spatial ones)",
-        dims, sizes_text(prediction.sizes()), dims + 2, dims);
-  }
-  for (std::size_t axis = 0; axis < dims; ++axis) {
-    const auto dim = static_cast<std::int64_t>(axis) + 2;
-    const std::int64_t padded = padding.before[axis] + image[axis + 2] + padding.after[axis],
-                       size = prediction.size(dim);
-    const auto in_prediction = [&](std::int64_t position) {
-      return scaled(position, padded, size, "PadToMultiple",
-                    "pad at the end alone (.symmetric = false), or an image of other size");
-    };
-    prediction = prediction.narrow(dim, in_prediction(padding.before[axis]), in_prediction(image[axis + 2]));
-  }
-  return prediction;
-}
+at::Tensor without_padding(at::Tensor prediction, at::IntArrayRef image, const Padding& padding);
 
 }  // namespace detail
 
@@ -93,5 +61,50 @@ struct PadToMultiple {
     return prediction;
   }
 };
+
+#if FULMEN_BODIES
+namespace detail {
+
+FULMEN_INLINE Padding padding_to(at::IntArrayRef image, const std::vector<std::int64_t>& multiple,
+                                 bool symmetric) {
+  Padding padding;
+  for (std::size_t axis = 0; axis < multiple.size(); ++axis) {
+    const std::int64_t step = multiple[axis];
+    if (step < 1) {
+      fail<std::invalid_argument>("PadToMultiple: multiple is {} along axis {}, expected at least 1", step,
+                                  axis);
+    }
+    const std::int64_t missing = (step - image[axis + 2] % step) % step, before = symmetric ? missing / 2 : 0;
+    padding.before.push_back(before);
+    padding.after.push_back(missing - before);
+  }
+  return padding;
+}
+
+FULMEN_INLINE at::Tensor without_padding(at::Tensor prediction, at::IntArrayRef image,
+                                         const Padding& padding) {
+  if (padding.empty()) return prediction;
+  const std::size_t dims = padding.before.size();
+  if (prediction.dim() != static_cast<std::int64_t>(dims) + 2) {
+    fail(
+        "PadToMultiple<{}>: infer gave a prediction of shape {}, expected {} dimensions (N, C, then {} "
+        "spatial ones)",
+        dims, sizes_text(prediction.sizes()), dims + 2, dims);
+  }
+  for (std::size_t axis = 0; axis < dims; ++axis) {
+    const auto dim = static_cast<std::int64_t>(axis) + 2;
+    const std::int64_t padded = padding.before[axis] + image[axis + 2] + padding.after[axis],
+                       size = prediction.size(dim);
+    const auto in_prediction = [&](std::int64_t position) {
+      return scaled(position, padded, size, "PadToMultiple",
+                    "pad at the end alone (.symmetric = false), or an image of other size");
+    };
+    prediction = prediction.narrow(dim, in_prediction(padding.before[axis]), in_prediction(image[axis + 2]));
+  }
+  return prediction;
+}
+
+}  // namespace detail
+#endif
 
 }  // namespace fulmen

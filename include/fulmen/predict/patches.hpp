@@ -1,18 +1,10 @@
 // The predictor that slides a window over an image or a volume and puts the predictions together by weight.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/predict/spatial.hpp>
 
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/minimum.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/zeros.h>
-
 #include <c10/core/ScalarType.h>
-#include <c10/core/ScalarTypeToTypeMeta.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -22,6 +14,17 @@
 #include <stdexcept>
 #include <utility>
 #include <vector>
+
+#if FULMEN_BODIES
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/minimum.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/ScalarTypeToTypeMeta.h>
+#endif
 
 namespace fulmen {
 
@@ -40,35 +43,7 @@ class PatchGrid {
   /// @param image shape of the input as it is: N, C, spatial sizes
   /// @param size, stride per spatial axis; a size of -1 is all of the image
   PatchGrid(at::IntArrayRef image, std::vector<std::int64_t> size, const std::vector<double>& overlap,
-            const std::optional<std::vector<std::int64_t>>& stride, std::int64_t batch_size, bool may_pad)
-      : samples_(image[0]),
-        batch_size_(batch_size),
-        image_(image.begin() + 2, image.end()),
-        size_(std::move(size)) {
-    if (batch_size < 1)
-      fail<std::invalid_argument>("Patches: batch_size is {}, expected at least 1", batch_size);
-    for (std::size_t axis = 0; axis < size_.size(); ++axis) {
-      std::int64_t& patch = size_[axis];
-      if (patch == -1) patch = image_[axis];
-      if (patch < 1) {
-        fail<std::invalid_argument>(
-            "Patches: size is {} along axis {}, expected at least 1, or -1 for all of the image", patch,
-            axis);
-      }
-      const std::int64_t missing = std::max<std::int64_t>(patch - image_[axis], 0);
-      if (missing > 0 && !may_pad) {
-        fail<std::invalid_argument>(
-            "Patches: the patch is {} along axis {} and the image {}, expected a patch that fits, or a "
-            "padding_mode",
-            patch, axis, image_[axis]);
-      }
-      padding_.before.push_back(missing / 2);
-      padding_.after.push_back(missing - missing / 2);
-      starts_.push_back(
-          starts(axis, image_[axis] + missing, stride ? (*stride)[axis] : stride_of(axis, overlap[axis])));
-      windows_ *= static_cast<std::int64_t>(starts_.back().size());
-    }
-  }
+            const std::optional<std::vector<std::int64_t>>& stride, std::int64_t batch_size, bool may_pad);
 
   std::size_t dims() const { return size_.size(); }
   const std::vector<std::int64_t>& size() const { return size_; }
@@ -86,64 +61,18 @@ class PatchGrid {
   }
 
   /// Whether some pixel lies in more than one patch.
-  bool overlaps() const {
-    for (std::size_t axis = 0; axis < dims(); ++axis) {
-      for (std::size_t i = 1; i < starts_[axis].size(); ++i) {
-        if (starts_[axis][i] - starts_[axis][i - 1] < size_[axis]) return true;
-      }
-    }
-    return false;
-  }
+  bool overlaps() const;
 
   /// Where a window begins along each axis; the last axis runs fastest.
-  std::vector<std::int64_t> start(std::int64_t window) const {
-    std::vector<std::int64_t> origin(dims());
-    for (std::size_t axis = dims(); axis-- > 0;) {
-      const auto along = static_cast<std::int64_t>(starts_[axis].size());
-      origin[axis] = starts_[axis][static_cast<std::size_t>(window % along)];
-      window /= along;
-    }
-    return origin;
-  }
+  std::vector<std::int64_t> start(std::int64_t window) const;
 
   /// The patches of a call, cut out of a padded image: a view if it is one patch.
-  at::Tensor cut(const at::Tensor& padded, std::int64_t call) const {
-    std::vector<at::Tensor> patches;
-    for (std::int64_t i = first(call); i < first(call) + count(call); ++i) {
-      at::Tensor patch = padded.narrow(0, i / windows_, 1);
-      const std::vector<std::int64_t> origin = start(i % windows_);
-      for (std::size_t axis = 0; axis < dims(); ++axis) {
-        patch = patch.narrow(static_cast<std::int64_t>(axis) + 2, origin[axis], size_[axis]);
-      }
-      patches.push_back(std::move(patch));
-    }
-    return patches.size() == 1 ? patches.front() : at::cat(patches);
-  }
+  at::Tensor cut(const at::Tensor& padded, std::int64_t call) const;
 
  private:
-  std::int64_t stride_of(std::size_t axis, double overlap) const {
-    if (!(overlap >= 0 && overlap < 1)) {
-      fail<std::invalid_argument>(
-          "Patches: overlap is {} along axis {}, expected a part of the patch: at least 0 and below 1",
-          overlap, axis);
-    }
-    return std::max<std::int64_t>(static_cast<std::int64_t>(static_cast<double>(size_[axis]) * (1 - overlap)),
-                                  1);
-  }
+  std::int64_t stride_of(std::size_t axis, double overlap) const;
 
-  std::vector<std::int64_t> starts(std::size_t axis, std::int64_t image, std::int64_t stride) const {
-    const std::int64_t patch = size_[axis];
-    if (stride < 1 || stride > patch) {
-      fail<std::invalid_argument>(
-          "Patches: stride is {} along axis {}, expected 1 to {}, the patch's size: a longer one leaves "
-          "gaps",
-          stride, axis, patch);
-    }
-    std::vector<std::int64_t> all;
-    for (std::int64_t start = 0; start + patch < image; start += stride) all.push_back(start);
-    all.push_back(image - patch);
-    return all;
-  }
+  std::vector<std::int64_t> starts(std::size_t axis, std::int64_t image, std::int64_t stride) const;
 
   std::int64_t samples_, batch_size_, windows_ = 1;
   std::vector<std::int64_t> image_, size_;
@@ -151,124 +80,23 @@ class PatchGrid {
   std::vector<std::vector<std::int64_t>> starts_;
 };
 
-/// The weights of a patch with such spatial sizes, of which the largest is 1, as float64 on the CPU.
-inline at::Tensor patch_weights(at::IntArrayRef sizes, PatchWeights kind,
-                                const std::vector<double>& sigma_scale) {
-  at::Tensor all = at::ones({}, at::kDouble);
-  for (std::size_t axis = 0; axis < sizes.size(); ++axis) {
-    const auto n = sizes[axis];
-    const at::Tensor i = at::arange(n, at::kDouble);
-    at::Tensor along = at::ones({n}, at::kDouble);
-    if (kind == PatchWeights::gaussian) {
-      const double sigma = sigma_scale[axis] * static_cast<double>(n);
-      if (!(sigma > 0)) {
-        fail<std::invalid_argument>("Patches: sigma_scale is {} along axis {}, expected more than 0",
-                                    sigma_scale[axis], axis);
-      }
-      along = ((i - static_cast<double>(n - 1) / 2).square() / (-2 * sigma * sigma)).exp();
-    } else if (kind == PatchWeights::linear) {
-      along = at::minimum(i + 1, static_cast<double>(n) - i) / static_cast<double>((n + 1) / 2);
-    }
-    all = all.unsqueeze(-1) * along;
-  }
-  // In the corners of a volume a Gaussian comes close to nothing, and a quotient of two such numbers to noise.
-  return kind == PatchWeights::gaussian ? all.clamp_min(1e-3) : all;
-}
-
 /// The weighted mean of the predictions of overlapping patches.
 class PatchMerger {
  public:
   /// @param weights undefined, or a map of the prediction's spatial sizes that takes the place of `kind`
   PatchMerger(const PatchGrid& grid, PatchWeights kind, const std::vector<double>& sigma_scale,
-              const at::Tensor& weights, const at::Tensor& first)
-      : grid_(grid), overlaps_(grid.overlaps()), type_(first.scalar_type()) {
-    const std::size_t dims = grid.dims();
-    if (first.dim() != static_cast<std::int64_t>(dims) + 2) {
-      fail(
-          "Patches<{}>: infer gave a prediction of shape {}, expected {} dimensions (N, C, then {} spatial "
-          "ones)",
-          dims, sizes_text(first.sizes()), dims + 2, dims);
-    }
-    shape_ = first.sizes().vec();
-    std::vector<std::int64_t> whole{grid.samples(), first.size(1)}, one{1, 1};
-    for (std::size_t axis = 0; axis < dims; ++axis) {
-      const auto& padding = grid.padding();
-      const std::int64_t image = grid.image()[axis] + padding.before[axis] + padding.after[axis];
-      whole.push_back(in_prediction(image, axis));
-      one.push_back(whole.back());
-    }
-    if (!overlaps_) {
-      mean_ = at::empty(whole, first.options());
-      return;
-    }
-    const auto options = first.options().dtype(summed_as(first, "Patches with overlap"));
-    mean_ = at::zeros(whole, options);
-    // Weights are real, also where predictions are complex.
-    const auto real = options.dtype(c10::toRealValueType(c10::typeMetaToScalarType(options.dtype())));
-    sum_ = at::zeros(one, real);
-    const at::IntArrayRef sizes = first.sizes().slice(2);
-    if (weights.defined()) {
-      if (weights.sizes() != sizes || !(weights.min().item<double>() > 0)) {
-        fail<std::invalid_argument>(
-            "Patches: weight_map has shape {} and a smallest weight of {}, expected shape {}, the "
-            "prediction's, and weights above 0",
-            sizes_text(weights.sizes()), weights.numel() > 0 ? weights.min().item<double>() : 0.0,
-            sizes_text(sizes));
-      }
-      weights_ = weights.to(real);
-    } else {
-      weights_ = patch_weights(sizes, kind, sigma_scale).to(real);
-    }
-  }
+              const at::Tensor& weights, const at::Tensor& first);
 
   /// The predictions of the next call. @throws std::runtime_error if their shape is not that of the first, or not as
   /// many
-  void add(const at::Tensor& predictions) {
-    const std::int64_t first = grid_.first(call_), count = grid_.count(call_);
-    shape_[0] = count;
-    if (predictions.sizes() != at::IntArrayRef(shape_)) {
-      fail("Patches: infer gave a prediction of shape {} for {} patches, expected {}",
-           sizes_text(predictions.sizes()), count, sizes_text(shape_));
-    }
-    for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t sample = (first + i) / grid_.windows(), window = (first + i) % grid_.windows();
-      const at::Tensor one = predictions.narrow(0, i, 1), mean = region(mean_.narrow(0, sample, 1), window);
-      if (!overlaps_) {
-        mean.copy_(one);
-        continue;
-      }
-      if (window == 0) sum_.zero_();
-      const at::Tensor sum = region(sum_, window);
-      sum.add_(weights_);
-      add_to_mean(mean, one, weights_ / sum);
-    }
-    ++call_;
-  }
+  void add(const at::Tensor& predictions);
 
   /// The whole prediction, without what belongs to the padding.
-  at::Tensor finish() {
-    at::Tensor whole = mean_.to(type_);
-    for (std::size_t axis = 0; axis < grid_.dims() && !grid_.padding().empty(); ++axis) {
-      whole =
-          whole.narrow(static_cast<std::int64_t>(axis) + 2, in_prediction(grid_.padding().before[axis], axis),
-                       in_prediction(grid_.image()[axis], axis));
-    }
-    return whole;
-  }
+  at::Tensor finish();
 
  private:
-  std::int64_t in_prediction(std::int64_t position, std::size_t axis) const {
-    return scaled(position, grid_.size()[axis], shape_[axis + 2], "Patches",
-                  "choose stride, size and image accordingly (PadToMultiple pads an image)");
-  }
-  at::Tensor region(at::Tensor whole, std::int64_t window) const {
-    const std::vector<std::int64_t> origin = grid_.start(window);
-    for (std::size_t axis = 0; axis < origin.size(); ++axis) {
-      whole = whole.narrow(static_cast<std::int64_t>(axis) + 2, in_prediction(origin[axis], axis),
-                           shape_[axis + 2]);
-    }
-    return whole;
-  }
+  std::int64_t in_prediction(std::int64_t position, std::size_t axis) const;
+  at::Tensor region(at::Tensor whole, std::int64_t window) const;
 
   const PatchGrid& grid_;
   bool overlaps_;
@@ -387,5 +215,214 @@ struct Patches {
     });
   }
 };
+
+#if FULMEN_BODIES
+namespace detail {
+
+FULMEN_INLINE PatchGrid::PatchGrid(at::IntArrayRef image, std::vector<std::int64_t> size,
+                                   const std::vector<double>& overlap,
+                                   const std::optional<std::vector<std::int64_t>>& stride,
+                                   std::int64_t batch_size, bool may_pad)
+    : samples_(image[0]),
+      batch_size_(batch_size),
+      image_(image.begin() + 2, image.end()),
+      size_(std::move(size)) {
+  if (batch_size < 1)
+    fail<std::invalid_argument>("Patches: batch_size is {}, expected at least 1", batch_size);
+  for (std::size_t axis = 0; axis < size_.size(); ++axis) {
+    std::int64_t& patch = size_[axis];
+    if (patch == -1) patch = image_[axis];
+    if (patch < 1) {
+      fail<std::invalid_argument>(
+          "Patches: size is {} along axis {}, expected at least 1, or -1 for all of the image", patch, axis);
+    }
+    const std::int64_t missing = std::max<std::int64_t>(patch - image_[axis], 0);
+    if (missing > 0 && !may_pad) {
+      fail<std::invalid_argument>(
+          "Patches: the patch is {} along axis {} and the image {}, expected a patch that fits, or a "
+          "padding_mode",
+          patch, axis, image_[axis]);
+    }
+    padding_.before.push_back(missing / 2);
+    padding_.after.push_back(missing - missing / 2);
+    starts_.push_back(
+        starts(axis, image_[axis] + missing, stride ? (*stride)[axis] : stride_of(axis, overlap[axis])));
+    windows_ *= static_cast<std::int64_t>(starts_.back().size());
+  }
+}
+
+FULMEN_INLINE bool PatchGrid::overlaps() const {
+  for (std::size_t axis = 0; axis < dims(); ++axis) {
+    for (std::size_t i = 1; i < starts_[axis].size(); ++i) {
+      if (starts_[axis][i] - starts_[axis][i - 1] < size_[axis]) return true;
+    }
+  }
+  return false;
+}
+
+FULMEN_INLINE std::vector<std::int64_t> PatchGrid::start(std::int64_t window) const {
+  std::vector<std::int64_t> origin(dims());
+  for (std::size_t axis = dims(); axis-- > 0;) {
+    const auto along = static_cast<std::int64_t>(starts_[axis].size());
+    origin[axis] = starts_[axis][static_cast<std::size_t>(window % along)];
+    window /= along;
+  }
+  return origin;
+}
+
+FULMEN_INLINE at::Tensor PatchGrid::cut(const at::Tensor& padded, std::int64_t call) const {
+  std::vector<at::Tensor> patches;
+  for (std::int64_t i = first(call); i < first(call) + count(call); ++i) {
+    at::Tensor patch = padded.narrow(0, i / windows_, 1);
+    const std::vector<std::int64_t> origin = start(i % windows_);
+    for (std::size_t axis = 0; axis < dims(); ++axis) {
+      patch = patch.narrow(static_cast<std::int64_t>(axis) + 2, origin[axis], size_[axis]);
+    }
+    patches.push_back(std::move(patch));
+  }
+  return patches.size() == 1 ? patches.front() : at::cat(patches);
+}
+
+FULMEN_INLINE std::int64_t PatchGrid::stride_of(std::size_t axis, double overlap) const {
+  if (!(overlap >= 0 && overlap < 1)) {
+    fail<std::invalid_argument>(
+        "Patches: overlap is {} along axis {}, expected a part of the patch: at least 0 and below 1", overlap,
+        axis);
+  }
+  return std::max<std::int64_t>(static_cast<std::int64_t>(static_cast<double>(size_[axis]) * (1 - overlap)),
+                                1);
+}
+
+FULMEN_INLINE std::vector<std::int64_t> PatchGrid::starts(std::size_t axis, std::int64_t image,
+                                                          std::int64_t stride) const {
+  const std::int64_t patch = size_[axis];
+  if (stride < 1 || stride > patch) {
+    fail<std::invalid_argument>(
+        "Patches: stride is {} along axis {}, expected 1 to {}, the patch's size: a longer one leaves "
+        "gaps",
+        stride, axis, patch);
+  }
+  std::vector<std::int64_t> all;
+  for (std::int64_t start = 0; start + patch < image; start += stride) all.push_back(start);
+  all.push_back(image - patch);
+  return all;
+}
+
+/// The weights of a patch with such spatial sizes, of which the largest is 1, as float64 on the CPU.
+inline at::Tensor patch_weights(at::IntArrayRef sizes, PatchWeights kind,
+                                const std::vector<double>& sigma_scale) {
+  at::Tensor all = at::ones({}, at::kDouble);
+  for (std::size_t axis = 0; axis < sizes.size(); ++axis) {
+    const auto n = sizes[axis];
+    const at::Tensor i = at::arange(n, at::kDouble);
+    at::Tensor along = at::ones({n}, at::kDouble);
+    if (kind == PatchWeights::gaussian) {
+      const double sigma = sigma_scale[axis] * static_cast<double>(n);
+      if (!(sigma > 0)) {
+        fail<std::invalid_argument>("Patches: sigma_scale is {} along axis {}, expected more than 0",
+                                    sigma_scale[axis], axis);
+      }
+      along = ((i - static_cast<double>(n - 1) / 2).square() / (-2 * sigma * sigma)).exp();
+    } else if (kind == PatchWeights::linear) {
+      along = at::minimum(i + 1, static_cast<double>(n) - i) / static_cast<double>((n + 1) / 2);
+    }
+    all = all.unsqueeze(-1) * along;
+  }
+  // In the corners of a volume a Gaussian comes close to nothing, and a quotient of two such numbers to
+  // noise.
+  return kind == PatchWeights::gaussian ? all.clamp_min(1e-3) : all;
+}
+
+FULMEN_INLINE PatchMerger::PatchMerger(const PatchGrid& grid, PatchWeights kind,
+                                       const std::vector<double>& sigma_scale, const at::Tensor& weights,
+                                       const at::Tensor& first)
+    : grid_(grid), overlaps_(grid.overlaps()), type_(first.scalar_type()) {
+  const std::size_t dims = grid.dims();
+  if (first.dim() != static_cast<std::int64_t>(dims) + 2) {
+    fail(
+        "Patches<{}>: infer gave a prediction of shape {}, expected {} dimensions (N, C, then {} spatial "
+        "ones)",
+        dims, sizes_text(first.sizes()), dims + 2, dims);
+  }
+  shape_ = first.sizes().vec();
+  std::vector<std::int64_t> whole{grid.samples(), first.size(1)}, one{1, 1};
+  for (std::size_t axis = 0; axis < dims; ++axis) {
+    const auto& padding = grid.padding();
+    const std::int64_t image = grid.image()[axis] + padding.before[axis] + padding.after[axis];
+    whole.push_back(in_prediction(image, axis));
+    one.push_back(whole.back());
+  }
+  if (!overlaps_) {
+    mean_ = at::empty(whole, first.options());
+    return;
+  }
+  const auto options = first.options().dtype(summed_as(first, "Patches with overlap"));
+  mean_ = at::zeros(whole, options);
+  // Weights are real, also where predictions are complex.
+  const auto real = options.dtype(c10::toRealValueType(c10::typeMetaToScalarType(options.dtype())));
+  sum_ = at::zeros(one, real);
+  const at::IntArrayRef sizes = first.sizes().slice(2);
+  if (weights.defined()) {
+    if (weights.sizes() != sizes || !(weights.min().item<double>() > 0)) {
+      fail<std::invalid_argument>(
+          "Patches: weight_map has shape {} and a smallest weight of {}, expected shape {}, the "
+          "prediction's, and weights above 0",
+          sizes_text(weights.sizes()), weights.numel() > 0 ? weights.min().item<double>() : 0.0,
+          sizes_text(sizes));
+    }
+    weights_ = weights.to(real);
+  } else {
+    weights_ = patch_weights(sizes, kind, sigma_scale).to(real);
+  }
+}
+
+FULMEN_INLINE void PatchMerger::add(const at::Tensor& predictions) {
+  const std::int64_t first = grid_.first(call_), count = grid_.count(call_);
+  shape_[0] = count;
+  if (predictions.sizes() != at::IntArrayRef(shape_)) {
+    fail("Patches: infer gave a prediction of shape {} for {} patches, expected {}",
+         sizes_text(predictions.sizes()), count, sizes_text(shape_));
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t sample = (first + i) / grid_.windows(), window = (first + i) % grid_.windows();
+    const at::Tensor one = predictions.narrow(0, i, 1), mean = region(mean_.narrow(0, sample, 1), window);
+    if (!overlaps_) {
+      mean.copy_(one);
+      continue;
+    }
+    if (window == 0) sum_.zero_();
+    const at::Tensor sum = region(sum_, window);
+    sum.add_(weights_);
+    add_to_mean(mean, one, weights_ / sum);
+  }
+  ++call_;
+}
+
+FULMEN_INLINE at::Tensor PatchMerger::finish() {
+  at::Tensor whole = mean_.to(type_);
+  for (std::size_t axis = 0; axis < grid_.dims() && !grid_.padding().empty(); ++axis) {
+    whole =
+        whole.narrow(static_cast<std::int64_t>(axis) + 2, in_prediction(grid_.padding().before[axis], axis),
+                     in_prediction(grid_.image()[axis], axis));
+  }
+  return whole;
+}
+
+FULMEN_INLINE std::int64_t PatchMerger::in_prediction(std::int64_t position, std::size_t axis) const {
+  return scaled(position, grid_.size()[axis], shape_[axis + 2], "Patches",
+                "choose stride, size and image accordingly (PadToMultiple pads an image)");
+}
+
+FULMEN_INLINE at::Tensor PatchMerger::region(at::Tensor whole, std::int64_t window) const {
+  const std::vector<std::int64_t> origin = grid_.start(window);
+  for (std::size_t axis = 0; axis < origin.size(); ++axis) {
+    whole = whole.narrow(static_cast<std::int64_t>(axis) + 2, in_prediction(origin[axis], axis),
+                         shape_[axis + 2]);
+  }
+  return whole;
+}
+
+}  // namespace detail
+#endif
 
 }  // namespace fulmen

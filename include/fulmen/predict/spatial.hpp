@@ -1,12 +1,12 @@
 // What predictors share: numbers per axis, padding, predictions that are put together tensor by tensor.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/data/batch.hpp>
 #include <fulmen/error.hpp>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/pad.h>
 #include <c10/core/ScalarType.h>
 
 #include <algorithm>
@@ -14,14 +14,19 @@
 #include <concepts>
 #include <cstdint>
 #include <iterator>
-#include <numeric>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#if FULMEN_BODIES
+#include <ATen/ops/pad.h>
+
+#include <numeric>
+#include <string_view>
+#endif
 
 namespace fulmen {
 
@@ -57,85 +62,31 @@ struct OwnedType<std::tuple<T...>> {
 template <class T>
 using Owned = typename OwnedType<std::remove_cvref_t<T>>::type;
 
-inline std::string sizes_text(at::IntArrayRef sizes) {
-  std::string text = "[";
-  for (const std::int64_t size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "]";
-}
+std::string sizes_text(at::IntArrayRef sizes);
 
 /// `item` of a batch of `size`. @throws std::runtime_error if it is another size
-inline at::Tensor item_of(const at::Tensor& batch, std::int64_t item, std::int64_t size, const char* who) {
-  if (batch.dim() == 0 || batch.size(0) != size) {
-    fail("{}: infer gave a prediction of shape {}, expected {} along its first dimension", who,
-         sizes_text(batch.sizes()), size);
-  }
-  return batch.select(0, item);
-}
+at::Tensor item_of(const at::Tensor& batch, std::int64_t item, std::int64_t size, const char* who);
 
 /// `position` pixels of an image axis in a prediction that has `out` pixels where the image has `in`.
 /// @throws std::runtime_error if that is between two pixels
-inline std::int64_t scaled(std::int64_t position, std::int64_t in, std::int64_t out, const char* who,
-                           const char* hint) {
-  if (position * out % in != 0) {
-    fail(
-        "{}: the prediction has {} pixels along an axis where its input has {}, so pixel {} of the input "
-        "falls between two "
-        "of the prediction, expected a multiple of {}: {}",
-        who, out, in, position, in / std::gcd(in, out), hint);
-  }
-  return position * out / in;
-}
+std::int64_t scaled(std::int64_t position, std::int64_t in, std::int64_t out, const char* who,
+                    const char* hint);
 
 /// @throws std::invalid_argument unless `x` is defined and has N, C and `dims` spatial dimensions, none of size 0
-inline void check_image(const at::Tensor& x, std::size_t dims, const char* who) {
-  if (!x.defined() || x.dim() != static_cast<std::int64_t>(dims) + 2 || x.numel() == 0) {
-    fail<std::invalid_argument>(
-        "{}<{}>: the input {}, expected {} dimensions (N, C, then {} spatial ones), none of size 0", who,
-        dims, x.defined() ? "has shape " + sizes_text(x.sizes()) : "is an undefined tensor", dims + 2, dims);
-  }
-}
+void check_image(const at::Tensor& x, std::size_t dims, const char* who);
 
 /// How many pixels stand before the first and after the last of each spatial axis.
 struct Padding {
   std::vector<std::int64_t> before, after;
 
-  bool empty() const {
-    return std::all_of(before.begin(), before.end(), [](auto n) { return n == 0; }) &&
-           std::all_of(after.begin(), after.end(), [](auto n) { return n == 0; });
-  }
+  bool empty() const;
 
-  at::Tensor pad(const at::Tensor& x, PadMode mode, double value, const char* who) const {
-    if (empty()) return x;
-    constexpr std::string_view names[] = {"constant", "reflect", "replicate", "circular"};
-    std::vector<std::int64_t> amounts;  // the last axis first
-    for (std::size_t axis = before.size(); axis-- > 0;) {
-      const std::int64_t size = x.size(static_cast<std::int64_t>(axis) + 2),
-                         most = std::max(before[axis], after[axis]);
-      const std::int64_t limit = mode == PadMode::reflect ? size - 1 : size;
-      if ((mode == PadMode::reflect || mode == PadMode::circular) && most > limit) {
-        fail<std::invalid_argument>(
-            "{}: axis {} of size {} must be padded by {}, {} padding can do at most {}; expected "
-            "PadMode::constant or PadMode::replicate",
-            who, axis, size, most, names[static_cast<std::size_t>(mode)], limit);
-      }
-      amounts.push_back(before[axis]);
-      amounts.push_back(after[axis]);
-    }
-    return at::pad(x, amounts, names[static_cast<std::size_t>(mode)],
-                   mode == PadMode::constant ? std::optional<double>(value) : std::nullopt);
-  }
+  at::Tensor pad(const at::Tensor& x, PadMode mode, double value, const char* who) const;
 };
 
 /// What sums in 16 bits would spoil is summed in 32. @throws std::runtime_error unless predictions are numbers to
 /// average
-inline at::ScalarType summed_as(const at::Tensor& prediction, const char* who) {
-  const at::ScalarType type = prediction.scalar_type();
-  if (!at::isFloatingType(type) && !at::isComplexType(type)) {
-    fail("{}: predictions are of type {}, expected floating-point ones: averages of others mean nothing", who,
-         c10::toString(type));
-  }
-  return type == at::kHalf || type == at::kBFloat16 ? at::kFloat : type;
-}
+at::ScalarType summed_as(const at::Tensor& prediction, const char* who);
 
 /// One more value for a running mean of which it is `share`: its weight divided by the sum of weights so far.
 ///
@@ -175,4 +126,82 @@ auto merged(Predictions&& predictions, const char* who, Make&& make) {
 }
 
 }  // namespace detail
+
+#if FULMEN_BODIES
+namespace detail {
+
+FULMEN_INLINE std::string sizes_text(at::IntArrayRef sizes) {
+  std::string text = "[";
+  for (const std::int64_t size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
+}
+
+FULMEN_INLINE at::Tensor item_of(const at::Tensor& batch, std::int64_t item, std::int64_t size,
+                                 const char* who) {
+  if (batch.dim() == 0 || batch.size(0) != size) {
+    fail("{}: infer gave a prediction of shape {}, expected {} along its first dimension", who,
+         sizes_text(batch.sizes()), size);
+  }
+  return batch.select(0, item);
+}
+
+FULMEN_INLINE std::int64_t scaled(std::int64_t position, std::int64_t in, std::int64_t out, const char* who,
+                                  const char* hint) {
+  if (position * out % in != 0) {
+    fail(
+        "{}: the prediction has {} pixels along an axis where its input has {}, so pixel {} of the input "
+        "falls between two "
+        "of the prediction, expected a multiple of {}: {}",
+        who, out, in, position, in / std::gcd(in, out), hint);
+  }
+  return position * out / in;
+}
+
+FULMEN_INLINE void check_image(const at::Tensor& x, std::size_t dims, const char* who) {
+  if (!x.defined() || x.dim() != static_cast<std::int64_t>(dims) + 2 || x.numel() == 0) {
+    fail<std::invalid_argument>(
+        "{}<{}>: the input {}, expected {} dimensions (N, C, then {} spatial ones), none of size 0", who,
+        dims, x.defined() ? "has shape " + sizes_text(x.sizes()) : "is an undefined tensor", dims + 2, dims);
+  }
+}
+
+FULMEN_INLINE bool Padding::empty() const {
+  return std::all_of(before.begin(), before.end(), [](auto n) { return n == 0; }) &&
+         std::all_of(after.begin(), after.end(), [](auto n) { return n == 0; });
+}
+
+FULMEN_INLINE at::Tensor Padding::pad(const at::Tensor& x, PadMode mode, double value,
+                                      const char* who) const {
+  if (empty()) return x;
+  constexpr std::string_view names[] = {"constant", "reflect", "replicate", "circular"};
+  std::vector<std::int64_t> amounts;  // the last axis first
+  for (std::size_t axis = before.size(); axis-- > 0;) {
+    const std::int64_t size = x.size(static_cast<std::int64_t>(axis) + 2),
+                       most = std::max(before[axis], after[axis]);
+    const std::int64_t limit = mode == PadMode::reflect ? size - 1 : size;
+    if ((mode == PadMode::reflect || mode == PadMode::circular) && most > limit) {
+      fail<std::invalid_argument>(
+          "{}: axis {} of size {} must be padded by {}, {} padding can do at most {}; expected "
+          "PadMode::constant or PadMode::replicate",
+          who, axis, size, most, names[static_cast<std::size_t>(mode)], limit);
+    }
+    amounts.push_back(before[axis]);
+    amounts.push_back(after[axis]);
+  }
+  return at::pad(x, amounts, names[static_cast<std::size_t>(mode)],
+                 mode == PadMode::constant ? std::optional<double>(value) : std::nullopt);
+}
+
+FULMEN_INLINE at::ScalarType summed_as(const at::Tensor& prediction, const char* who) {
+  const at::ScalarType type = prediction.scalar_type();
+  if (!at::isFloatingType(type) && !at::isComplexType(type)) {
+    fail("{}: predictions are of type {}, expected floating-point ones: averages of others mean nothing", who,
+         c10::toString(type));
+  }
+  return type == at::kHalf || type == at::kBFloat16 ? at::kFloat : type;
+}
+
+}  // namespace detail
+#endif
+
 }  // namespace fulmen

@@ -1,12 +1,13 @@
 // Predictors of streams, and between single items and batches.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/data/batch.hpp>
 #include <fulmen/error.hpp>
 #include <fulmen/predict/predictor.hpp>
 #include <fulmen/predict/spatial.hpp>
 
-#include <ATen/ops/stack.h>
+#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <iterator>
@@ -14,6 +15,10 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#if FULMEN_BODIES
+#include <ATen/ops/stack.h>
+#endif
 
 namespace fulmen {
 
@@ -48,6 +53,9 @@ struct Unbatched {
 };
 
 namespace detail {
+
+/// @throws std::runtime_error if they differ in shape
+at::Tensor stacked(const std::vector<at::Tensor>& tensors);
 
 /// Takes up to `size` items from a stream and stacks them.
 template <class Stream>
@@ -89,15 +97,6 @@ class Stacking {
       ++*position_;
     ended_ = !(*position_ != std::end(stream_));
     return !ended_;
-  }
-  static at::Tensor stacked(const std::vector<at::Tensor>& tensors) {
-    for (const at::Tensor& t : tensors) {
-      if (t.sizes() != tensors.front().sizes()) {
-        fail("Batched: an item has shape {}, expected {} as the first of its batch", sizes_text(t.sizes()),
-             sizes_text(tensors.front().sizes()));
-      }
-    }
-    return at::stack(tensors);
   }
 
   Stream stream_;
@@ -161,5 +160,17 @@ struct Batched {
     return detail::Pulled(detail::Unstacking<Predictions>(std::forward<Predictions>(predictions)));
   }
 };
+
+#if FULMEN_BODIES
+FULMEN_INLINE at::Tensor detail::stacked(const std::vector<at::Tensor>& tensors) {
+  for (const at::Tensor& t : tensors) {
+    if (t.sizes() != tensors.front().sizes()) {
+      fail("Batched: an item has shape {}, expected {} as the first of its batch", sizes_text(t.sizes()),
+           sizes_text(tensors.front().sizes()));
+    }
+  }
+  return at::stack(tensors);
+}
+#endif
 
 }  // namespace fulmen

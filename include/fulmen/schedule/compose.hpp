@@ -3,6 +3,7 @@
 #pragma once
 
 #include <fulmen/checkpoint/state.hpp>
+#include <fulmen/compiled.hpp>
 #include <fulmen/error.hpp>
 #include <fulmen/none.hpp>
 #include <fulmen/optim/optimizer.hpp>
@@ -13,13 +14,16 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <stdexcept>
 #include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#if FULMEN_BODIES
+#include <functional>
+#endif
 
 namespace fulmen {
 
@@ -188,6 +192,15 @@ auto warmup(std::int64_t steps, S scheduler, double start_factor = LinearLR{}.st
 
 namespace detail {
 
+/// The states of a composition and of its parts.
+State composite_state(const char* owner, const std::vector<State>& parts, std::span<const ParamGroup> groups);
+State sequential_state(std::int64_t time, const std::vector<std::int64_t>& milestones,
+                       const std::vector<State>& parts, std::span<const ParamGroup> groups);
+/// @throws std::runtime_error if there are not `count`
+std::vector<State> scheduler_states_in(const State& state, std::size_t count);
+/// @throws std::invalid_argument unless they are ascending and one less than schedulers
+void check_milestones(const std::vector<std::int64_t>& milestones, std::size_t schedulers);
+
 /// The nodes of a composition's parts, and what they have in common.
 template <class... S>
 class SchedulerNodes {
@@ -220,8 +233,7 @@ class SchedulerNodes {
     (std::index_sequence_for<S...>{});
   }
   void load(const State& state) {
-    const auto states = state.get<std::vector<State>>("_schedulers");
-    if (states.size() != size) fail("state of a scheduler has {} parts, expected {}", states.size(), size);
+    const std::vector<State> states = scheduler_states_in(state, size);
     each([&](std::size_t i, auto& node) { node.load_state_dict(states[i]); });
   }
 
@@ -255,10 +267,7 @@ class SchedulerNode<ChainedScheduler<S...>> {
   void rewind() { nodes_.rewind(); }
 
   State state_dict(std::span<const ParamGroup> groups) const {
-    State state("ChainedScheduler");
-    state.set("_schedulers", nodes_.states([&](std::size_t) { return groups; }))
-        .set("_last_lr", rates_of(groups));
-    return state;
+    return composite_state("ChainedScheduler", nodes_.states([&](std::size_t) { return groups; }), groups);
   }
   void load_state_dict(const State& state) { nodes_.load(state); }
 
@@ -271,16 +280,7 @@ class SchedulerNode<SequentialLR<S...>> {
  public:
   explicit SchedulerNode(SequentialLR<S...> policy)
       : nodes_(std::move(policy.schedulers)), milestones_(std::move(policy.milestones)) {
-    if (milestones_.size() + 1 != sizeof...(S)) {
-      fail<std::invalid_argument>(
-          "SequentialLR::milestones has {} times for {} schedulers, expected one less than schedulers",
-          milestones_.size(), sizeof...(S));
-    }
-    const auto fall = std::adjacent_find(milestones_.begin(), milestones_.end(), std::greater<>{});
-    if (fall != milestones_.end()) {
-      fail<std::invalid_argument>("SequentialLR::milestones has {} after {}, expected them ascending",
-                                  fall[1], fall[0]);
-    }
+    check_milestones(milestones_, sizeof...(S));
   }
 
   void bind(std::span<ParamGroup> groups, bool fresh) {
@@ -314,15 +314,11 @@ class SchedulerNode<SequentialLR<S...>> {
   }
 
   State state_dict(std::span<const ParamGroup> groups) const {
-    State state("SequentialLR");
-    state.set("last_epoch", time_).set("_milestones", milestones_);
-    state.set("_schedulers", nodes_.states([&](std::size_t) { return groups; }))
-        .set("_last_lr", rates_of(groups));
-    return state;
+    return sequential_state(time_, milestones_, nodes_.states([&](std::size_t) { return groups; }), groups);
   }
   void load_state_dict(const State& state) {
     nodes_.load(state);
-    time_ = state.get<std::int64_t>("last_epoch");
+    time_ = last_epoch_in(state);
   }
 
  private:
@@ -361,9 +357,8 @@ class SchedulerNode<PerGroup<S...>> {
   void rewind() { nodes_.rewind(); }
 
   State state_dict(std::span<const ParamGroup> groups) const {
-    State state("per_group");
-    state.set("_schedulers", nodes_.states([&](std::size_t i) { return groups.subspan(i, 1); }));
-    return state.set("_last_lr", rates_of(groups));
+    return composite_state("per_group", nodes_.states([&](std::size_t i) { return groups.subspan(i, 1); }),
+                           groups);
   }
   void load_state_dict(const State& state) { nodes_.load(state); }
 
@@ -372,5 +367,45 @@ class SchedulerNode<PerGroup<S...>> {
 };
 
 }  // namespace detail
+
+#if FULMEN_BODIES
+namespace detail {
+
+FULMEN_INLINE State composite_state(const char* owner, const std::vector<State>& parts,
+                                    std::span<const ParamGroup> groups) {
+  State state(owner);
+  state.set("_schedulers", parts).set("_last_lr", rates_of(groups));
+  return state;
+}
+
+FULMEN_INLINE State sequential_state(std::int64_t time, const std::vector<std::int64_t>& milestones,
+                                     const std::vector<State>& parts, std::span<const ParamGroup> groups) {
+  State state("SequentialLR");
+  state.set("last_epoch", time).set("_milestones", milestones);
+  state.set("_schedulers", parts).set("_last_lr", rates_of(groups));
+  return state;
+}
+
+FULMEN_INLINE std::vector<State> scheduler_states_in(const State& state, std::size_t count) {
+  auto states = state.get<std::vector<State>>("_schedulers");
+  if (states.size() != count) fail("state of a scheduler has {} parts, expected {}", states.size(), count);
+  return states;
+}
+
+FULMEN_INLINE void check_milestones(const std::vector<std::int64_t>& milestones, std::size_t schedulers) {
+  if (milestones.size() + 1 != schedulers) {
+    fail<std::invalid_argument>(
+        "SequentialLR::milestones has {} times for {} schedulers, expected one less than schedulers",
+        milestones.size(), schedulers);
+  }
+  const auto fall = std::adjacent_find(milestones.begin(), milestones.end(), std::greater<>{});
+  if (fall != milestones.end()) {
+    fail<std::invalid_argument>("SequentialLR::milestones has {} after {}, expected them ascending", fall[1],
+                                fall[0]);
+  }
+}
+
+}  // namespace detail
+#endif
 
 }  // namespace fulmen

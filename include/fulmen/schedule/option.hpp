@@ -2,6 +2,7 @@
 // each.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/error.hpp>
 
 #include <cstddef>
@@ -39,13 +40,7 @@ class GroupValues {
   double operator[](std::size_t group) const { return values_[each_ ? group : 0]; }
 
   /// @throws std::invalid_argument naming the option if there are not as many as groups
-  void check(const char* option, std::size_t groups) const {
-    if (each_ && values_.size() != groups) {
-      fail<std::invalid_argument>(
-          "{} has {} values, expected one, or one for each of the optimizer's {} parameter groups", option,
-          values_.size(), groups);
-    }
-  }
+  void check(const char* option, std::size_t groups) const;
 
  private:
   std::vector<double> values_;
@@ -78,5 +73,15 @@ void check_at_least(const char* option, T value, T low) {
 }
 
 }  // namespace detail
+
+#if FULMEN_BODIES
+FULMEN_INLINE void GroupValues::check(const char* option, std::size_t groups) const {
+  if (each_ && values_.size() != groups) {
+    fail<std::invalid_argument>(
+        "{} has {} values, expected one, or one for each of the optimizer's {} parameter groups", option,
+        values_.size(), groups);
+  }
+}
+#endif
 
 }  // namespace fulmen

@@ -1,6 +1,7 @@
 // Thunder's policies: the rate by epoch, as a table or a function.
 #pragma once
 
+#include <fulmen/compiled.hpp>
 #include <fulmen/optim/optimizer.hpp>
 #include <fulmen/schedule/option.hpp>
 
@@ -14,11 +15,7 @@ namespace fulmen {
 
 namespace detail {
 
-inline void set_lr_init(const char* option, const GroupValues& lr_init, std::span<ParamGroup> groups) {
-  if (!lr_init.given()) return;
-  lr_init.check(option, groups.size());
-  for (std::size_t i = 0; i < groups.size(); ++i) groups[i].lr = lr_init[i];
-}
+void set_lr_init(const char* option, const GroupValues& lr_init, std::span<ParamGroup> groups);
 
 }  // namespace detail
 
@@ -62,5 +59,17 @@ struct Schedule {
 };
 template <class Function>
 Schedule(Function) -> Schedule<Function>;
+
+#if FULMEN_BODIES
+namespace detail {
+
+FULMEN_INLINE void set_lr_init(const char* option, const GroupValues& lr_init, std::span<ParamGroup> groups) {
+  if (!lr_init.given()) return;
+  lr_init.check(option, groups.size());
+  for (std::size_t i = 0; i < groups.size(); ++i) groups[i].lr = lr_init[i];
+}
+
+}  // namespace detail
+#endif
 
 }  // namespace fulmen

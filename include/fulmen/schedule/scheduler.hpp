@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fulmen/checkpoint/state.hpp>
+#include <fulmen/compiled.hpp>
 #include <fulmen/error.hpp>
 #include <fulmen/none.hpp>
 #include <fulmen/optim/optimizer.hpp>
@@ -133,11 +134,20 @@ struct AllSchedulerPolicies<None> : std::true_type {};
 template <class... S>
 struct AllSchedulerPolicies<std::tuple<S...>> : std::bool_constant<(is_scheduler<S> && ...)> {};
 
-inline std::vector<double> rates_of(std::span<const ParamGroup> groups) {
-  std::vector<double> rates;
-  for (const ParamGroup& group : groups) rates.push_back(group.lr);
-  return rates;
-}
+std::vector<double> rates_of(std::span<const ParamGroup> groups);
+
+/// `own`, what a policy keeps besides, with its clock and the rates.
+State scheduler_state(State own, std::int64_t time, std::span<const ParamGroup> groups);
+State scheduler_state(State own, std::int64_t time, const std::vector<double>& base_lrs,
+                      std::span<const ParamGroup> groups);
+std::int64_t last_epoch_in(const State& state);
+/// @throws std::runtime_error if there are not as many as now
+std::vector<double> base_lrs_in(const State& state, const std::vector<double>& now);
+/// @throws std::invalid_argument if it is below 1
+void check_frequency(std::int64_t frequency);
+
+/// A rate that begin(groups) has set is the initial one of a group that no scheduler has had before.
+void keep_begun_rates(std::span<const ParamGroup> before, std::span<ParamGroup> groups);
 
 /// Runs the policy's begin(groups) where it has one. A rate set by it is the initial one of a group that no scheduler
 /// has had before (`fresh`), unless it sets that, too: what Python's `setdefault("initial_lr", lr)` comes to.
@@ -146,10 +156,7 @@ void begin_scheduler(S& policy, std::span<ParamGroup> groups, bool fresh) {
   if constexpr (requires { policy.begin(groups); }) {
     const std::vector<ParamGroup> before(groups.begin(), groups.end());
     policy.begin(groups);
-    for (std::size_t i = 0; i < groups.size(); ++i) {
-      const bool only_rate = groups[i].lr != before[i].lr && groups[i].initial_lr == before[i].initial_lr;
-      if (fresh && only_rate) groups[i].initial_lr = groups[i].lr;
-    }
+    if (fresh) keep_begun_rates(before, groups);
   }
 }
 
@@ -199,19 +206,13 @@ class SchedulerNode {
   void rewind() { time_ = -1; }
 
   State state_dict(std::span<const ParamGroup> groups) const {
-    State state = own_state(policy_);
-    state.set("last_epoch", time_).set("base_lrs", base_lrs_);
-    state.set("_step_count", std::max<std::int64_t>(time_ + 1, 1)).set("_last_lr", rates_of(groups));
-    return state;
+    return scheduler_state(own_state(policy_), time_, base_lrs_, groups);
   }
   void load_state_dict(const State& state) {
-    auto base_lrs = state.get_or<std::vector<double>>("base_lrs", base_lrs_);
-    if (base_lrs.size() != base_lrs_.size()) {
-      fail("state of a scheduler has {} parameter groups, expected {}", base_lrs.size(), base_lrs_.size());
-    }
+    std::vector<double> base_lrs = base_lrs_in(state, base_lrs_);
     load_own_state(policy_, state);
     base_lrs_ = std::move(base_lrs);
-    time_ = state.get<std::int64_t>("last_epoch");
+    time_ = last_epoch_in(state);
   }
 
  private:
@@ -252,13 +253,11 @@ class SchedulerNode<S> {
     policy_.step(metric, groups);
   }
   State state_dict(std::span<const ParamGroup> groups) const {
-    State state = own_state(policy_);
-    state.set("last_epoch", time_).set("_last_lr", rates_of(groups));
-    return state;
+    return scheduler_state(own_state(policy_), time_, groups);
   }
   void load_state_dict(const State& state) {
     load_own_state(policy_, state);
-    time_ = state.get<std::int64_t>("last_epoch");
+    time_ = last_epoch_in(state);
   }
 
  private:
@@ -279,9 +278,7 @@ class BoundScheduler {
         frequency_(scheduled.frequency),
         monitor_(std::move(scheduled.monitor)),
         groups_(&groups) {
-    if (frequency_ < 1) {
-      fail<std::invalid_argument>("a scheduler's frequency is {}, expected at least 1", frequency_);
-    }
+    check_frequency(frequency_);
     node_.bind(groups, true);
   }
 
@@ -305,5 +302,52 @@ class BoundScheduler {
 };
 
 }  // namespace detail
+
+#if FULMEN_BODIES
+namespace detail {
+
+FULMEN_INLINE std::vector<double> rates_of(std::span<const ParamGroup> groups) {
+  std::vector<double> rates;
+  for (const ParamGroup& group : groups) rates.push_back(group.lr);
+  return rates;
+}
+
+FULMEN_INLINE State scheduler_state(State own, std::int64_t time, std::span<const ParamGroup> groups) {
+  own.set("last_epoch", time).set("_last_lr", rates_of(groups));
+  return own;
+}
+
+FULMEN_INLINE State scheduler_state(State own, std::int64_t time, const std::vector<double>& base_lrs,
+                                    std::span<const ParamGroup> groups) {
+  own.set("last_epoch", time).set("base_lrs", base_lrs);
+  own.set("_step_count", std::max<std::int64_t>(time + 1, 1)).set("_last_lr", rates_of(groups));
+  return own;
+}
+
+FULMEN_INLINE std::int64_t last_epoch_in(const State& state) { return state.get<std::int64_t>("last_epoch"); }
+
+FULMEN_INLINE std::vector<double> base_lrs_in(const State& state, const std::vector<double>& now) {
+  auto base_lrs = state.get_or<std::vector<double>>("base_lrs", now);
+  if (base_lrs.size() != now.size()) {
+    fail("state of a scheduler has {} parameter groups, expected {}", base_lrs.size(), now.size());
+  }
+  return base_lrs;
+}
+
+FULMEN_INLINE void check_frequency(std::int64_t frequency) {
+  if (frequency < 1) {
+    fail<std::invalid_argument>("a scheduler's frequency is {}, expected at least 1", frequency);
+  }
+}
+
+FULMEN_INLINE void keep_begun_rates(std::span<const ParamGroup> before, std::span<ParamGroup> groups) {
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    const bool only_rate = groups[i].lr != before[i].lr && groups[i].initial_lr == before[i].initial_lr;
+    if (only_rate) groups[i].initial_lr = groups[i].lr;
+  }
+}
+
+}  // namespace detail
+#endif
 
 }  // namespace fulmen

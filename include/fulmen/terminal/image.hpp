@@ -1,19 +1,43 @@
 // Small grayscale images as lines of text: two pixel rows a line in half blocks, or an ASCII ramp.
 #pragma once
 
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fulmen/compiled.hpp"
+#include "fulmen/terminal/terminal.hpp"
+
+#if FULMEN_BODIES
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <span>
 #include <stdexcept>
-#include <string>
 #include <string_view>
-#include <vector>
+#include <utility>
 
 #include "fulmen/error.hpp"
-#include "fulmen/terminal/terminal.hpp"
+#endif
 
 namespace fulmen::terminal {
+
+/// Lines that show `pixels` (row-major, [height, width], 0 black to 1 white, clamped), one column a pixel and
+/// two pixel rows a line: (height + 1) / 2 lines of `width` columns. With colour and Unicode each line is
+/// half blocks, else characters from " .:-=+*#%@", each the mean of its two pixels. NaN is shown in red, or
+/// as '?'. Throws std::invalid_argument where a size is negative or height * width is not the number of
+/// pixels.
+std::vector<std::string> render_gray(std::span<const float> pixels, int height, int width,
+                                     const Capabilities& caps);
+
+/// Blocks of lines beside each other, their tops aligned, `gap` spaces between them; each block is padded to
+/// its own widest line. Where `max_width` is positive, blocks that would exceed so many columns begin a new
+/// row, after an empty line. A caption is one more line of a block.
+std::vector<std::string> side_by_side(std::span<const std::vector<std::string>> blocks, int gap = 2,
+                                      int max_width = 0);
+
+#if FULMEN_BODIES
 
 namespace detail {
 
@@ -40,13 +64,8 @@ inline char gray_character(float value) {
 
 }  // namespace detail
 
-/// Lines that show `pixels` (row-major, [height, width], 0 black to 1 white, clamped), one column a pixel and
-/// two pixel rows a line: (height + 1) / 2 lines of `width` columns. With colour and Unicode each line is
-/// half blocks, else characters from " .:-=+*#%@", each the mean of its two pixels. NaN is shown in red, or
-/// as '?'. Throws std::invalid_argument where a size is negative or height * width is not the number of
-/// pixels.
-inline std::vector<std::string> render_gray(std::span<const float> pixels, int height, int width,
-                                            const Capabilities& caps) {
+FULMEN_INLINE std::vector<std::string> render_gray(std::span<const float> pixels, int height, int width,
+                                                   const Capabilities& caps) {
   if (height < 0 || width < 0 ||
       static_cast<std::size_t>(height) * static_cast<std::size_t>(width) != pixels.size()) {
     fail<std::invalid_argument>("render_gray: {} pixels are not {} x {} (height x width)", pixels.size(),
@@ -80,11 +99,8 @@ inline std::vector<std::string> render_gray(std::span<const float> pixels, int h
   return lines;
 }
 
-/// Blocks of lines beside each other, their tops aligned, `gap` spaces between them; each block is padded to
-/// its own widest line. Where `max_width` is positive, blocks that would exceed so many columns begin a new
-/// row, after an empty line. A caption is one more line of a block.
-inline std::vector<std::string> side_by_side(std::span<const std::vector<std::string>> blocks, int gap = 2,
-                                             int max_width = 0) {
+FULMEN_INLINE std::vector<std::string> side_by_side(std::span<const std::vector<std::string>> blocks, int gap,
+                                                    int max_width) {
   gap = std::max(gap, 0);
   std::vector<std::string> lines;
   std::size_t top = 0;  // the first line of the present row
@@ -104,5 +120,7 @@ inline std::vector<std::string> side_by_side(std::span<const std::vector<std::st
   }
   return lines;
 }
+
+#endif
 
 }  // namespace fulmen::terminal

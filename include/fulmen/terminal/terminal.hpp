@@ -1,6 +1,16 @@
 // What a stream can show, text measured in columns, styles, and numbers for people to read.
 #pragma once
 
+#include <fulmen/compiled.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+
+#if FULMEN_BODIES
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -8,14 +18,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
-#include <cstdint>
-#include <cstdio>
 #include <cstdlib>
-#include <initializer_list>
 #include <iterator>
-#include <string>
-#include <string_view>
+#endif
 
 namespace fulmen::terminal {
 
@@ -27,6 +32,130 @@ struct Capabilities {
   int width = 80;           ///< columns
   bool true_color = false;  ///< 24-bit colours (only ever set together with `color`)
 };
+
+// ---------------------------------------------------------------------------------------------- capabilities
+
+/// Columns of the terminal behind `out` now; where it is none, COLUMNS, and where that is unset, `fallback`.
+int columns(std::FILE* out, int fallback = 80);
+
+/// Asks the stream and the environment: NO_COLOR wins over FORCE_COLOR and CLICOLOR_FORCE, which win over
+/// what the terminal is; UTF-8 is what LC_ALL, else LC_CTYPE, else LANG says.
+Capabilities detect(std::FILE* out);
+
+// ------------------------------------------------------------------------------------------------------ text
+
+namespace detail {
+
+/// One step through a text: a character, a byte that is not UTF-8, or a whole escape sequence.
+struct Glyph {
+  std::size_t size;  ///< bytes
+  int width;         ///< columns
+  bool escape;
+};
+
+/// The glyph at the front of `text`, which must not be empty.
+Glyph next_glyph(std::string_view text);
+
+}  // namespace detail
+
+/// Columns that a UTF-8 text takes on a terminal. Escape sequences, control characters and combining marks
+/// take none, East Asian wide characters and emoji two, a byte that is not UTF-8 one.
+int display_width(std::string_view text);
+
+/// The text cut to at most `width` columns, with an ellipsis where something is missing. Escape sequences
+/// behind the cut are kept, since one of them may be the one that resets the style.
+std::string truncate(std::string_view text, int width, const Capabilities& caps);
+
+enum class Align : unsigned char { left, right, center };
+
+/// The text with spaces around it up to `width` columns; a longer text is left as it is.
+std::string pad(std::string_view text, int width, Align align = Align::left);
+
+/// Exactly `width` columns: cut with an ellipsis, or padded.
+inline std::string fit(std::string_view text, int width, const Capabilities& caps,
+                       Align align = Align::left) {
+  return pad(truncate(text, width, caps), width, align);
+}
+
+/// The text with a space for each run of control characters, so that it cannot leave its line. Colours
+/// survive where `keep_styles` is set and go otherwise; all other escape sequences go.
+std::string single_line(std::string_view text, bool keep_styles = false);
+
+// ---------------------------------------------------------------------------------------------------- styles
+
+/// The sixteen colours are the user's own theme, so that the output can be read on dark and on light
+/// backgrounds.
+enum class Style : unsigned char { reset, bold, dim, italic, red, green, yellow, blue, magenta, cyan, gray };
+
+/// The escape sequence that begins the style; empty where the output has no colour.
+constexpr std::string_view escape(Style style, const Capabilities& caps) {
+  if (!caps.color) return {};
+  switch (style) {
+    case Style::reset: return "\033[0m";
+    case Style::bold: return "\033[1m";
+    case Style::dim: return "\033[2m";
+    case Style::italic: return "\033[3m";
+    case Style::red: return "\033[31m";
+    case Style::green: return "\033[32m";
+    case Style::yellow: return "\033[33m";
+    case Style::blue: return "\033[34m";
+    case Style::magenta: return "\033[35m";
+    case Style::cyan: return "\033[36m";
+    case Style::gray: return "\033[90m";
+  }
+  return {};
+}
+
+/// The text in the given styles, reset behind it; the bare text where the output has no colour or `text` is
+/// empty.
+std::string styled(std::string_view text, std::initializer_list<Style> styles, const Capabilities& caps);
+
+inline std::string styled(std::string_view text, Style style, const Capabilities& caps) {
+  return styled(text, {style}, caps);
+}
+
+inline std::string bold(std::string_view text, const Capabilities& caps) {
+  return styled(text, Style::bold, caps);
+}
+inline std::string dim(std::string_view text, const Capabilities& caps) {
+  return styled(text, Style::dim, caps);
+}
+inline std::string red(std::string_view text, const Capabilities& caps) {
+  return styled(text, Style::red, caps);
+}
+inline std::string green(std::string_view text, const Capabilities& caps) {
+  return styled(text, Style::green, caps);
+}
+inline std::string yellow(std::string_view text, const Capabilities& caps) {
+  return styled(text, Style::yellow, caps);
+}
+inline std::string cyan(std::string_view text, const Capabilities& caps) {
+  return styled(text, Style::cyan, caps);
+}
+
+// --------------------------------------------------------------------------------------------------- numbers
+
+/// A count as Lightning prints a number of parameters: "999", "1.2 K", "269 K", "11.7 M", "1.3 B", "5,000 T".
+/// From a hundred on it is cut, not rounded, as Lightning does.
+std::string format_count(std::int64_t count);
+
+/// A size in decimal units: "512 B", "1.1 MB", "139 GB".
+std::string format_bytes(std::uint64_t bytes);
+
+/// A time span in seconds, rounded down: "0:00:05", "1:02:03", "123:00:00"; "-:--:--" where it is not known
+/// (not a number, negative, or longer than a century).
+std::string format_duration(double seconds);
+
+/// A rate from units per second: "20.5 it/s", "1.2k it/s", and below one per second its inverse, "3.4 s/it";
+/// "- it/s" where it is not known.
+std::string format_rate(double per_second, std::string_view unit = "it");
+
+/// A metric's value in four significant digits: "0.0312", "97.83", "1.2e-05", "nan", "-inf". Whole numbers
+/// and the digits before the point are kept up to ten millions, since a step count in scientific notation
+/// helps nobody.
+std::string format_value(double value);
+
+#if FULMEN_BODIES
 
 // ---------------------------------------------------------------------------------------------- capabilities
 
@@ -58,17 +187,14 @@ inline bool names_utf8(std::string_view locale) {
 
 }  // namespace detail
 
-/// Columns of the terminal behind `out` now; where it is none, COLUMNS, and where that is unset, `fallback`.
-inline int columns(std::FILE* out, int fallback = 80) {
+FULMEN_INLINE int columns(std::FILE* out, int fallback) {
   winsize size{};
   const int fd = out == nullptr ? -1 : ::fileno(out);
   if (fd >= 0 && ::ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
   return detail::positive_or(detail::environment("COLUMNS"), fallback);
 }
 
-/// Asks the stream and the environment: NO_COLOR wins over FORCE_COLOR and CLICOLOR_FORCE, which win over
-/// what the terminal is; UTF-8 is what LC_ALL, else LC_CTYPE, else LANG says.
-inline Capabilities detect(std::FILE* out) {
+FULMEN_INLINE Capabilities detect(std::FILE* out) {
   const auto set = [](const char* name) {
     const std::string_view value = detail::environment(name);
     return !value.empty() && value != "0";
@@ -144,13 +270,6 @@ constexpr int code_point_width(char32_t c) {
   return contains(kWide, c) ? 2 : 1;
 }
 
-/// One step through a text: a character, a byte that is not UTF-8, or a whole escape sequence.
-struct Glyph {
-  std::size_t size;  ///< bytes
-  int width;         ///< columns
-  bool escape;
-};
-
 /// Bytes of the escape sequence at the front of `text` (which starts with ESC): CSI, OSC, or ESC and one
 /// more.
 inline std::size_t escape_size(std::string_view text) {
@@ -168,8 +287,9 @@ inline std::size_t escape_size(std::string_view text) {
   return 2;
 }
 
-/// The glyph at the front of `text`, which must not be empty.
-inline Glyph next_glyph(std::string_view text) {
+}  // namespace detail
+
+FULMEN_INLINE detail::Glyph detail::next_glyph(std::string_view text) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned char lead = byte(0);
   if (lead == 0x1B) return {escape_size(text), 0, true};
@@ -184,11 +304,7 @@ inline Glyph next_glyph(std::string_view text) {
   return {size, code_point_width(code), false};
 }
 
-}  // namespace detail
-
-/// Columns that a UTF-8 text takes on a terminal. Escape sequences, control characters and combining marks
-/// take none, East Asian wide characters and emoji two, a byte that is not UTF-8 one.
-inline int display_width(std::string_view text) {
+FULMEN_INLINE int display_width(std::string_view text) {
   int width = 0;
   while (!text.empty()) {
     const detail::Glyph glyph = detail::next_glyph(text);
@@ -198,9 +314,7 @@ inline int display_width(std::string_view text) {
   return width;
 }
 
-/// The text cut to at most `width` columns, with an ellipsis where something is missing. Escape sequences
-/// behind the cut are kept, since one of them may be the one that resets the style.
-inline std::string truncate(std::string_view text, int width, const Capabilities& caps) {
+FULMEN_INLINE std::string truncate(std::string_view text, int width, const Capabilities& caps) {
   if (display_width(text) <= width) return std::string{text};
   width = std::max(width, 0);
   std::string_view mark = caps.unicode ? "…" : "...";
@@ -223,10 +337,7 @@ inline std::string truncate(std::string_view text, int width, const Capabilities
   return result;
 }
 
-enum class Align : unsigned char { left, right, center };
-
-/// The text with spaces around it up to `width` columns; a longer text is left as it is.
-inline std::string pad(std::string_view text, int width, Align align = Align::left) {
+FULMEN_INLINE std::string pad(std::string_view text, int width, Align align) {
   const int space = std::max(width - display_width(text), 0);
   const int before = align == Align::left ? 0 : align == Align::right ? space : space / 2;
   std::string result(static_cast<std::size_t>(before), ' ');
@@ -235,15 +346,7 @@ inline std::string pad(std::string_view text, int width, Align align = Align::le
   return result;
 }
 
-/// Exactly `width` columns: cut with an ellipsis, or padded.
-inline std::string fit(std::string_view text, int width, const Capabilities& caps,
-                       Align align = Align::left) {
-  return pad(truncate(text, width, caps), width, align);
-}
-
-/// The text with a space for each run of control characters, so that it cannot leave its line. Colours
-/// survive where `keep_styles` is set and go otherwise; all other escape sequences go.
-inline std::string single_line(std::string_view text, bool keep_styles = false) {
+FULMEN_INLINE std::string single_line(std::string_view text, bool keep_styles) {
   std::string result;
   bool gap = false;
   while (!text.empty()) {
@@ -269,62 +372,14 @@ inline std::string single_line(std::string_view text, bool keep_styles = false) 
 
 // ---------------------------------------------------------------------------------------------------- styles
 
-/// The sixteen colours are the user's own theme, so that the output can be read on dark and on light
-/// backgrounds.
-enum class Style : unsigned char { reset, bold, dim, italic, red, green, yellow, blue, magenta, cyan, gray };
-
-/// The escape sequence that begins the style; empty where the output has no colour.
-constexpr std::string_view escape(Style style, const Capabilities& caps) {
-  if (!caps.color) return {};
-  switch (style) {
-    case Style::reset: return "\033[0m";
-    case Style::bold: return "\033[1m";
-    case Style::dim: return "\033[2m";
-    case Style::italic: return "\033[3m";
-    case Style::red: return "\033[31m";
-    case Style::green: return "\033[32m";
-    case Style::yellow: return "\033[33m";
-    case Style::blue: return "\033[34m";
-    case Style::magenta: return "\033[35m";
-    case Style::cyan: return "\033[36m";
-    case Style::gray: return "\033[90m";
-  }
-  return {};
-}
-
-/// The text in the given styles, reset behind it; the bare text where the output has no colour or `text` is
-/// empty.
-inline std::string styled(std::string_view text, std::initializer_list<Style> styles,
-                          const Capabilities& caps) {
+FULMEN_INLINE std::string styled(std::string_view text, std::initializer_list<Style> styles,
+                                 const Capabilities& caps) {
   if (text.empty()) return {};
   std::string result;
   for (const Style style : styles) result += escape(style, caps);
   result += text;
   result += escape(Style::reset, caps);
   return result;
-}
-
-inline std::string styled(std::string_view text, Style style, const Capabilities& caps) {
-  return styled(text, {style}, caps);
-}
-
-inline std::string bold(std::string_view text, const Capabilities& caps) {
-  return styled(text, Style::bold, caps);
-}
-inline std::string dim(std::string_view text, const Capabilities& caps) {
-  return styled(text, Style::dim, caps);
-}
-inline std::string red(std::string_view text, const Capabilities& caps) {
-  return styled(text, Style::red, caps);
-}
-inline std::string green(std::string_view text, const Capabilities& caps) {
-  return styled(text, Style::green, caps);
-}
-inline std::string yellow(std::string_view text, const Capabilities& caps) {
-  return styled(text, Style::yellow, caps);
-}
-inline std::string cyan(std::string_view text, const Capabilities& caps) {
-  return styled(text, Style::cyan, caps);
 }
 
 // --------------------------------------------------------------------------------------------------- numbers
@@ -337,9 +392,7 @@ inline std::string three_digits(double value) { return fmt::format("{:.{}f}", va
 
 }  // namespace detail
 
-/// A count as Lightning prints a number of parameters: "999", "1.2 K", "269 K", "11.7 M", "1.3 B", "5,000 T".
-/// From a hundred on it is cut, not rounded, as Lightning does.
-inline std::string format_count(std::int64_t count) {
+FULMEN_INLINE std::string format_count(std::int64_t count) {
   const std::string sign = count < 0 ? "-" : "";
   const std::uint64_t size =
       count < 0 ? 0 - static_cast<std::uint64_t>(count) : static_cast<std::uint64_t>(count);
@@ -361,8 +414,7 @@ inline std::string format_count(std::int64_t count) {
   return sign + digits + " " + std::string{kUnits[unit]};
 }
 
-/// A size in decimal units: "512 B", "1.1 MB", "139 GB".
-inline std::string format_bytes(std::uint64_t bytes) {
+FULMEN_INLINE std::string format_bytes(std::uint64_t bytes) {
   if (bytes < 1000) return fmt::format("{} B", bytes);
   constexpr std::string_view kUnits[] = {"kB", "MB", "GB", "TB", "PB", "EB"};
   double value = static_cast<double>(bytes) / 1000.0;
@@ -374,17 +426,13 @@ inline std::string format_bytes(std::uint64_t bytes) {
   return fmt::format("{} {}", detail::three_digits(value), kUnits[unit]);
 }
 
-/// A time span in seconds, rounded down: "0:00:05", "1:02:03", "123:00:00"; "-:--:--" where it is not known
-/// (not a number, negative, or longer than a century).
-inline std::string format_duration(double seconds) {
+FULMEN_INLINE std::string format_duration(double seconds) {
   if (!(seconds >= 0.0) || seconds > 3.2e9) return "-:--:--";
   const auto whole = static_cast<std::int64_t>(seconds);
   return fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);
 }
 
-/// A rate from units per second: "20.5 it/s", "1.2k it/s", and below one per second its inverse, "3.4 s/it";
-/// "- it/s" where it is not known.
-inline std::string format_rate(double per_second, std::string_view unit = "it") {
+FULMEN_INLINE std::string format_rate(double per_second, std::string_view unit) {
   if (!std::isfinite(per_second) || per_second <= 0.0) return fmt::format("- {}/s", unit);
   if (per_second < 0.9995) {
     const double seconds = 1.0 / per_second;
@@ -400,15 +448,14 @@ inline std::string format_rate(double per_second, std::string_view unit = "it") 
   return fmt::format("{}{} {}/s", detail::three_digits(per_second), kPrefixes[prefix], unit);
 }
 
-/// A metric's value in four significant digits: "0.0312", "97.83", "1.2e-05", "nan", "-inf". Whole numbers
-/// and the digits before the point are kept up to ten millions, since a step count in scientific notation
-/// helps nobody.
-inline std::string format_value(double value) {
+FULMEN_INLINE std::string format_value(double value) {
   if (std::isnan(value)) return "nan";  // never "-nan": the sign of a NaN says nothing
   if (value == 0.0) return "0";
   const double size = std::abs(value);
   if (size < 1e7 && (size >= 1e4 || value == std::trunc(value))) return fmt::format("{:.0f}", value);
   return fmt::format("{:.4g}", value);
 }
+
+#endif
 
 }  // namespace fulmen::terminal
