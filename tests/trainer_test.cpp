@@ -8,6 +8,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -423,6 +424,58 @@ TEST(Trainer, CallbacksAddToACheckpointAndHaveTheirStateInIt) {
   other.load(folder.path / "state.ckpt");
   EXPECT_EQ(std::get<0>(other.context().callbacks()).epochs, 3);
   EXPECT_EQ(calls, Calls{"kept"});
+}
+
+/// What was logged: the step of each call.
+struct LoggedSteps {
+  std::vector<std::int64_t>* steps;
+  void log_metrics(Context&, const Metrics&, std::int64_t step) { steps->push_back(step); }
+};
+
+TEST(Trainer, AResumedRunLogsAtTheStepsOfOneThatGoesThrough) {
+  const TemporaryFolder folder;
+  const Data data;
+  auto loader = data.loader();  // 4 batches
+  const auto file = folder.path / "state.ckpt";
+  std::vector<std::int64_t> through, resumed;
+  const auto train = [&](std::int64_t epochs, std::vector<std::int64_t>& steps, bool load) {
+    Options options = quiet(epochs);
+    options.log_every_n_steps = 3;  // across the epochs: steps 2, 5, 8, 11, 14
+    Trainer trainer{Net{}, CrossEntropy{}, SGD{}, none, Identity{}, callbacks(), options,
+                    Runtime<std::tuple<LoggedSteps>>{.loggers = {LoggedSteps{&steps}}}};
+    if (load) trainer.load(file);
+    trainer.fit(loader);
+    trainer.save(file);
+  };
+  train(4, through, false);
+  train(1, resumed, false);
+  train(4, resumed, true);
+  EXPECT_EQ(through, resumed);
+  EXPECT_GE(std::count(through.begin(), through.end(), 14), 1) << "expected at least the rows of steps";
+}
+
+TEST(Trainer, EachOfSeveralCallbacksOfATypeHasItsOwnState) {
+  const TemporaryFolder folder;
+  const Data data;
+  auto loader = data.loader();
+  const auto file = folder.path / "state.ckpt";
+  Calls calls;
+  const auto make = [&](std::int64_t first, std::int64_t second) {
+    return callbacks(Remembers{&calls, first}, EarlyStopping{.monitor = "train/loss", .patience = 9}, Remembers{&calls, second},
+                     EarlyStopping{.monitor = "train/loss", .patience = 8, .mode = Mode::max});
+  };
+  Trainer trainer{Net{}, CrossEntropy{}, SGD{}, none, Identity{}, make(10, 20), quiet(3), barebones};
+  trainer.fit(loader);
+  trainer.save(file);
+  Trainer other{Net{}, CrossEntropy{}, SGD{}, none, Identity{}, make(0, 0), quiet(3), barebones};
+  other.load(file);
+  auto& [first, minimum, second, maximum] = other.context().callbacks();
+  EXPECT_EQ(first.epochs, 13);
+  EXPECT_EQ(second.epochs, 23);
+  EXPECT_EQ(minimum.patience, 9);
+  EXPECT_EQ(maximum.patience, 8);
+  const State saved = State(checkpoint::read(file)).get<State>("callbacks");
+  EXPECT_TRUE(saved.contains("EarlyStopping{'monitor': 'train/loss', 'mode': 'max'}")) << "Lightning's key";
 }
 
 TEST(Trainer, SchedulersFollowTheirIntervalAndFrequency) {

@@ -12,7 +12,8 @@
 // own source. What a training step calls stays outside, to be inlined.
 //
 // FULMEN_INSTANTIATE(class Template<Thing>); has a class template that fulmen itself uses compiled in the library, but for
-// members with their body in the class and those that the compiler writes: these are inline.
+// members with their body in the class and those that the compiler writes: these are inline. Members that stand out of the
+// class of such a template have FULMEN_INLINE, too.
 #if !defined(FULMEN_COMPILED)
 #define FULMEN_BODIES 1
 #define FULMEN_INLINE inline

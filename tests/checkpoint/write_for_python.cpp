@@ -1,10 +1,16 @@
 // Writes checkpoints into a folder for tests/fixtures/checkpoint/check.py, which reads them with Python's
 // torch.load:
 //   write_for_python <folder>
+#include <fulmen/callbacks/early_stopping.hpp>
 #include <fulmen/checkpoint/archive.hpp>
 #include <fulmen/checkpoint/module_state.hpp>
 #include <fulmen/checkpoint/pickle.hpp>
 #include <fulmen/checkpoint/state.hpp>
+#include <fulmen/criteria/classification.hpp>
+#include <fulmen/data/tensor_loader.hpp>
+#include <fulmen/optim/adam.hpp>
+#include <fulmen/schedule/decay.hpp>
+#include <fulmen/trainer.hpp>
 
 #include <torch/torch.h>
 
@@ -126,6 +132,30 @@ void write_all(const std::filesystem::path& folder) {
   fulmen::checkpoint::write(folder / "next.pt", fulmen::module_state(net));
 }
 
+struct Linear : torch::nn::Module {
+  torch::nn::Linear fc{register_module("fc", torch::nn::Linear(4, 3))};
+  at::Tensor forward(const at::Tensor& x) { return fc(x); }
+};
+
+/// What a Trainer saves, beside the answers of its module.
+void write_trainer(const std::filesystem::path& folder) {
+  const at::Tensor x = at::randn({8, 4}), y = at::randint(3, {8});
+  fulmen::TensorLoader loader{{x, y}, {.batch_size = 4}};
+  fulmen::Trainer trainer{Linear{},
+                          fulmen::CrossEntropy{},
+                          fulmen::AdamW{.lr = 1e-2},
+                          fulmen::StepLR{.step_size = 1},
+                          fulmen::Identity{},
+                          fulmen::callbacks(fulmen::EarlyStopping{.monitor = "train/loss"}),
+                          {.max_epochs = 3},
+                          fulmen::barebones};
+  trainer.fit(loader);
+  trainer.save(folder / "trainer.ckpt");
+  const at::NoGradGuard no_grad;
+  fulmen::checkpoint::write(folder / "answers.pt",
+                            fulmen::State().set("input", x).set("answer", trainer.module().forward(x)));
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -135,6 +165,7 @@ int main(int count, char** arguments) {
   }
   try {
     write_all(arguments[1]);
+    write_trainer(arguments[1]);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

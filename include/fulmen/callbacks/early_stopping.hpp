@@ -65,6 +65,7 @@ struct EarlyStopping {
   void on_validation_end(Context& ctx);
 
   /// Lightning's keys.
+  std::string state_key() const;
   State state_dict() const;
   void load_state_dict(const State& state);
 
@@ -155,6 +156,10 @@ FULMEN_INLINE std::string EarlyStopping::judge(double value, bool& stop) {
   stopping_reason = EarlyStoppingReason::patience_exhausted;
   return fmt::format("EarlyStopping: {} has not improved in {} checks, its best is {:.3f}: fit ends", monitor,
                      wait_count, best_score);
+}
+
+FULMEN_INLINE std::string EarlyStopping::state_key() const {
+  return fmt::format("EarlyStopping{{'monitor': '{}', 'mode': '{}'}}", monitor, mode == Mode::min ? "min" : "max");
 }
 
 FULMEN_INLINE State EarlyStopping::state_dict() const {

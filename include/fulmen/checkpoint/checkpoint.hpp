@@ -25,10 +25,14 @@
 #if FULMEN_BODIES
 #include <ATen/CPUGeneratorImpl.h>
 
+#include <algorithm>
 #include <mutex>
 #endif
 
 namespace fulmen::detail {
+
+// The version of Lightning whose keys these are: its load_from_checkpoint asks for it.
+inline constexpr const char* lightning_version = "2.6.6";
 
 // Of LibTorch's default generator.
 at::Tensor generator_state();
@@ -37,16 +41,35 @@ void set_generator_state(const at::Tensor& state);
 /// Clones the tensors of a flat state in place, so that what its owner does to them leaves it as it is.
 void clone_tensors(const State& state);
 
-/// Callbacks with state_dict() and load_state_dict(state) have their state saved under their type's name.
+/// Lightning's `loops`, as far as it is known here: what is counted besides epoch and global_step.
+State loops_state(Context& ctx);
+void load_loops_state(Context& ctx, const State& state);
+
+/// Callbacks with state_dict() and load_state_dict(state) have their state saved, under their state_key() or their type's name.
 template <class C>
 concept Stateful = requires(C& callback, const State& state) {
   { callback.state_dict() } -> std::convertible_to<State>;
   callback.load_state_dict(state);
 };
 
+/// Gives each callback a key of its own: the second of a type without state_key() has `#2` behind it.
+class CallbackKeys {
+ public:
+  template <class C>
+  std::string next(const C& callback) {
+    if constexpr (requires { { callback.state_key() } -> std::convertible_to<std::string>; }) return unique(callback.state_key());
+    else return unique(std::string(type_name<C>()));
+  }
+
+ private:
+  std::string unique(std::string key);
+  std::vector<std::string> given_;
+};
+
 template <class Ctx>
 State collect_checkpoint(Ctx& ctx) {
   State all("checkpoint");
+  all.set("pytorch-lightning_version", lightning_version);
   all.set("epoch", ctx.epoch());
   all.set("global_step", ctx.global_step());
   all.set("epochs_completed", ctx.epochs_completed());
@@ -59,18 +82,21 @@ State collect_checkpoint(Ctx& ctx) {
   all.set("optimizer_states", optimizers);
   all.set("lr_schedulers", schedulers);
   State callbacks;
+  CallbackKeys keys;
   std::apply(
       [&](auto&... callback) {
         (
             [&] {
-              using C = std::remove_cvref_t<decltype(callback)>;
-              if constexpr (Stateful<C>) callbacks.set(type_name<C>(), State(callback.state_dict()));
+              if constexpr (Stateful<std::remove_cvref_t<decltype(callback)>>) {
+                callbacks.set(keys.next(callback), State(callback.state_dict()));
+              }
             }(),
             ...);
       },
       ctx.callbacks());
   all.set("callbacks", callbacks);
   if (ctx.data_state()) all.set("datamodule", *ctx.data_state());
+  all.set("loops", loops_state(ctx));
   all.set("rng_state", generator_state());
   return all;
 }
@@ -98,13 +124,14 @@ void restore_checkpoint(Ctx& ctx, const State& all) {
   load_each(ctx.optimizers(), all.get<std::vector<State>>("optimizer_states"), "optimizer states");
   load_each(ctx.schedulers(), all.get<std::vector<State>>("lr_schedulers"), "scheduler states");
   const State callbacks = all.get<State>("callbacks");
+  CallbackKeys keys;
   std::apply(
       [&](auto&... callback) {
         (
             [&] {
-              using C = std::remove_cvref_t<decltype(callback)>;
-              if constexpr (Stateful<C>) {
-                if (callbacks.contains(type_name<C>())) callback.load_state_dict(callbacks.get<State>(type_name<C>()));
+              if constexpr (Stateful<std::remove_cvref_t<decltype(callback)>>) {
+                const std::string key = keys.next(callback);
+                if (callbacks.contains(key)) callback.load_state_dict(callbacks.get<State>(key));
               }
             }(),
             ...);
@@ -114,6 +141,7 @@ void restore_checkpoint(Ctx& ctx, const State& all) {
   const at::Tensor rng = all.get<at::Tensor>("rng_state");
   LoopAccess::global_step(ctx) = all.get<std::int64_t>("global_step");
   LoopAccess::epoch(ctx) = all.get<std::int64_t>("epochs_completed");
+  if (all.contains("loops")) load_loops_state(ctx, all.get<State>("loops"));
   set_generator_state(rng);
 }
 
@@ -135,6 +163,31 @@ void load_checkpoint(Ctx& ctx, const std::filesystem::path& path) {
 }
 
 #if FULMEN_BODIES
+FULMEN_INLINE State loops_state(Context& ctx) {
+  const auto progress = [](std::int64_t n) {
+    return State().set("ready", n).set("started", n).set("processed", n).set("completed", n);
+  };
+  State fit;
+  fit.set("epoch_loop.state_dict", State().set("_batches_that_stepped", LoopAccess::logged_steps(ctx)));
+  fit.set("epoch_loop.batch_progress", State().set("total", progress(LoopAccess::total_batches(ctx))));
+  fit.set("epoch_progress", State().set("total", progress(ctx.epochs_completed())));
+  return State().set("fit_loop", fit);
+}
+
+FULMEN_INLINE void load_loops_state(Context& ctx, const State& state) {
+  const State fit = state.get<State>("fit_loop");
+  const auto steps = fit.get<State>("epoch_loop.state_dict").get<std::int64_t>("_batches_that_stepped");
+  LoopAccess::total_batches(ctx) =
+      fit.get<State>("epoch_loop.batch_progress").get<State>("total").get<std::int64_t>("completed");
+  LoopAccess::logged_steps(ctx) = steps;
+}
+
+FULMEN_INLINE std::string CallbackKeys::unique(std::string key) {
+  const auto same = std::count_if(given_.begin(), given_.end(), [&](const std::string& one) { return one == key; });
+  given_.push_back(key);
+  return same == 0 ? key : key + "#" + std::to_string(same + 1);
+}
+
 FULMEN_INLINE at::Tensor generator_state() {
   auto generator = at::detail::getDefaultCPUGenerator();
   const std::lock_guard lock(generator.mutex());
