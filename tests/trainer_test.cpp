@@ -748,7 +748,7 @@ TEST(Trainer, WritesMetricsAndTheLastAndBestCheckpoint) {
   const auto run = [&] {
     Trainer trainer{Net{}, CrossEntropy{}, SGD{.lr = 0.5}, none, Identity{}, callbacks(ModelCheckpoint{.monitor = "val/loss"}), options};
     trainer.fit(loader, loader);
-    trainer.load(trainer.context().run_dir() / "checkpoints" / "best.ckpt");
+    trainer.load(std::get<ModelCheckpoint>(trainer.context().callbacks()).best_model_path);
     return trainer.context().run_dir();
   };
   EXPECT_EQ(run(), folder.path / "run" / "version_0");

@@ -134,7 +134,8 @@ int main(int argc, char** argv) try {
   app.add_option("--threads", threads, "threads for LibTorch; default: 1 for the small digits, else one a core")
       ->check(CLI::PositiveNumber);
   app.add_option("--runs", options.default_root_dir, "where the run's folder is made")->capture_default_str();
-  app.add_option("--load", load, "a checkpoint to go on from")->check(CLI::ExistingFile);
+  app.add_option("--load", load, "a checkpoint to go on from, or \"last\": the newest there is")
+      ->check(CLI::ExistingFile | CLI::IsMember({"last"}));
   bool plan = false;
   app.add_flag("--plan", plan, "print which steps and hooks run, and who answers them; then stop");
   CLI11_PARSE(app, argc, argv);
@@ -159,13 +160,12 @@ int main(int argc, char** argv) try {
     std::fputs(fulmen::to_string(trainer.plan()).c_str(), stdout);
     return 0;
   }
-  if (!load.empty()) trainer.load(load);
 
   fulmen::TensorLoader train{{images, data.train.labels}, {.batch_size = batch_size, .shuffle = true}};
   fulmen::TensorLoader val{{data.val.images, data.val.labels}, {.batch_size = 256}};
   fulmen::TensorLoader test{{data.test.images, data.test.labels}, {.batch_size = 256}};
 
-  trainer.fit(train, val);
+  trainer.fit(train, val, {.ckpt_path = load});
   trainer.test(test);
 
   const Set some = data.test.slice(0, 8);

@@ -18,6 +18,8 @@
 #include <fulmen/callbacks/time_profiler.hpp>
 #include <fulmen/callbacks/timer.hpp>
 #include <fulmen/callbacks/weight_averaging.hpp>
+#include <fulmen/checkpoint/load_weights.hpp>
+#include <fulmen/checkpoint/safetensors.hpp>
 #include <fulmen/criteria/criteria.hpp>
 #include <fulmen/data/batch.hpp>
 #include <fulmen/data/combined_loader.hpp>
@@ -61,6 +63,8 @@
 #include <fulmen/predict/patches.hpp>
 #include <fulmen/predict/predictor.hpp>
 #include <fulmen/predict/stream.hpp>
+#include <fulmen/profile/simple.hpp>
+#include <fulmen/profile/torch.hpp>
 #include <fulmen/schedule/compose.hpp>
 #include <fulmen/schedule/cyclic.hpp>
 #include <fulmen/schedule/decay.hpp>

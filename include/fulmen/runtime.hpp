@@ -1,12 +1,14 @@
-// How a Trainer runs: device, loggers, the callbacks every run gets. The seventh policy, defaulted.
+// How a Trainer runs: device, loggers, the callbacks every run gets, profiler. The seventh policy, defaulted.
 #pragma once
 
 #include <fulmen/compiled.hpp>
+#include <fulmen/none.hpp>
 
 #include <c10/core/Device.h>
 
 #include <optional>
 #include <tuple>
+#include <utility>
 
 #if FULMEN_BODIES
 #include <ATen/Context.h>
@@ -16,11 +18,23 @@ namespace fulmen {
 
 /// @tparam Loggers  std::tuple of loggers: each has log_metrics(ctx, metrics, step), and finalize(ctx) if it needs it
 /// @tparam Defaults std::tuple of callbacks added to the user's, each left out where the user brings one of its type
-template <class Loggers = std::tuple<>, class Defaults = std::tuple<>>
+/// @tparam Profiler see profile/profiler.hpp; None: nothing is measured, and nothing of it is in the program
+template <class Loggers = std::tuple<>, class Defaults = std::tuple<>, class Profiler = None>
 struct Runtime {
   std::optional<at::Device> device{};  ///< unset: the first GPU if there is one, else the CPU
   Loggers loggers{};
   Defaults defaults{};
+  [[no_unique_address]] Profiler profiler{};
+
+  /// The same with this profiler: `DefaultRuntime{}.with_profiler(SimpleProfiler{})`.
+  template <class P>
+  Runtime<Loggers, Defaults, P> with_profiler(P other) && {
+    return {device, std::move(loggers), std::move(defaults), std::move(other)};
+  }
+  template <class P>
+  Runtime<Loggers, Defaults, P> with_profiler(P other) const& {
+    return {device, loggers, defaults, std::move(other)};
+  }
 };
 
 /// Nothing but the loop: no progress bar, no summary, no log file, no checkpoint. What is not there costs nothing.

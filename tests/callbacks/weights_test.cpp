@@ -234,9 +234,36 @@ struct Normed : torch::nn::Module {
   at::Tensor forward(const at::Tensor& x) { return head(backbone->forward(x).tanh()); }
 };
 
-TEST(StochasticWeightAveraging, RemindsOfBatchNorm) {
+TEST(StochasticWeightAveraging, MakesBatchNormsStatisticsAnew) {
   auto train = loader();
   Trainer trainer{Normed{},       MSE{},      SGD{.lr = 0.1},
+                  none,           Identity{}, callbacks(StochasticWeightAveraging{.swa_lrs = 0.05}),
+                  options({}, 2), barebones};
+  testing::internal::CaptureStderr();
+  trainer.fit(train);
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+  const auto statistics = [&] {
+    std::vector<at::Tensor> all;
+    for (const at::Tensor& buffer : trainer.module().buffers()) all.push_back(buffer.clone());
+    return all;
+  };
+  const std::vector<at::Tensor> after_fit = statistics();
+  update_bn(train, trainer.module());
+  const std::vector<at::Tensor> again = statistics();
+  ASSERT_EQ(after_fit.size(), 3u);
+  for (std::size_t i = 0; i < again.size(); ++i) EXPECT_TRUE(after_fit[i].equal(again[i])) << after_fit[i] << again[i];
+  EXPECT_TRUE(trainer.module().is_training());
+}
+
+/// Its forward takes two inputs, so that nobody else can go through its batches.
+struct TwoInputs : Normed {
+  at::Tensor forward(const at::Tensor& x, double scale) { return Normed::forward(x) * scale; }
+  at::Tensor training_step(auto&, const auto& batch) { return torch::mse_loss(forward(std::get<0>(batch), 1.0), std::get<1>(batch)); }
+};
+
+TEST(StochasticWeightAveraging, RemindsOfBatchNormWhereItCannot) {
+  auto train = loader();
+  Trainer trainer{TwoInputs{},    none,       SGD{.lr = 0.1},
                   none,           Identity{}, callbacks(StochasticWeightAveraging{.swa_lrs = 0.05}),
                   options({}, 2), barebones};
   testing::internal::CaptureStderr();

@@ -153,10 +153,13 @@ TEST(ModuleState, IsLoadedInPlace) {
   EXPECT_TRUE(weight.is_leaf());
   EXPECT_TRUE(weight.equal(from.last->weight));
   EXPECT_FALSE(module_state(from).get<at::Tensor>("last.weight").requires_grad());
-  // Another dtype is converted.
+  // Another floating-point type is converted.
+  const State whole = module_state(from);
   State halves;
-  for (const std::string& key : module_state(from).keys())
-    halves.set(key, at::zeros_like(module_state(from).get<at::Tensor>(key)).to(at::kHalf));
+  for (const std::string& key : whole.keys()) {
+    const at::Tensor zeros = at::zeros_like(whole.get<at::Tensor>(key));
+    halves.set(key, zeros.is_floating_point() ? zeros.to(at::kHalf) : zeros);
+  }
   load_module_state(into, halves);
   EXPECT_EQ(weight.scalar_type(), at::kFloat);
   EXPECT_EQ(weight.abs().sum().item<float>(), 0.f);
@@ -169,25 +172,32 @@ TEST(ModuleState, TellsAllThatIsWrongAndChangesNothing) {
   for (const std::string& key : before.keys()) state.set(key, before.get<at::Tensor>(key) + 1);
   state.erase("first.own");
   state.erase("last.bias");
+  state.erase("again.bias");  // the same tensor: either would do
   state.set("head.weight", at::ones(1)).set("epoch", 3);
   state.set("last.weight", at::ones({4, 2})).set("first.norm.bias", "none");
   const at::Tensor untouched = net.first->linear->weight.clone();
   EXPECT_EQ(error_of<std::runtime_error>([&] { load_module_state(net, state); }),
             "cannot load the state of net.pt into " + net.name() +
-                ":\n  missing keys: first.own, last.bias"
-                "\n  unexpected keys: head.weight, epoch"
-                "\n  values that do not fit: 'first.norm.bias' is a string in the state, expected a tensor, "
-                "'last.weight' is [4, 2] in the state and [1, 2] in the module");
+                ":\n  missing (3):"
+                "\n    first.own   [1]"
+                "\n    last.bias   [1]"
+                "\n    again.bias  [1]"
+                "\n  unexpected (2):"
+                "\n    head.weight  [1]"
+                "\n    epoch        an integer"
+                "\n  of another shape or kind (2):"
+                "\n    first.norm.bias  found a string, expected [2]"
+                "\n    last.weight      found [4, 2], expected [1, 2]");
   EXPECT_TRUE(net.first->linear->weight.equal(untouched));
   // Not strict: keys may differ, shapes may not.
   EXPECT_NE(error_of<std::runtime_error>([&] {
               load_module_state(net, state, /*strict=*/false);
-            }).find("do not fit"),
+            }).find("of another shape or kind (2):"),
             std::string::npos);
   EXPECT_TRUE(net.first->linear->weight.equal(untouched));
   state.set("last.weight", at::ones({1, 2})).set("first.norm.bias", at::ones(2));
   const KeyMismatch mismatch = load_module_state(net, state, /*strict=*/false);
-  EXPECT_EQ(mismatch.missing, (Names{"first.own", "last.bias"}));
+  EXPECT_EQ(mismatch.missing, (Names{"first.own", "last.bias", "again.bias"}));
   EXPECT_EQ(mismatch.unexpected, (Names{"head.weight", "epoch"}));
   EXPECT_TRUE(net.first->linear->weight.equal(untouched + 1));
 }

@@ -1,10 +1,13 @@
-// Writes checkpoints into a folder for tests/fixtures/checkpoint/check.py, which reads them with Python's
-// torch.load:
+// Writes checkpoints and safetensors files into a folder for tests/fixtures/checkpoint/check.py, which reads them in
+// Python:
 //   write_for_python <folder>
 #include <fulmen/callbacks/early_stopping.hpp>
+#include <fulmen/callbacks/model_checkpoint.hpp>
 #include <fulmen/checkpoint/archive.hpp>
+#include <fulmen/checkpoint/hyperparameters_state.hpp>
 #include <fulmen/checkpoint/module_state.hpp>
 #include <fulmen/checkpoint/pickle.hpp>
+#include <fulmen/checkpoint/safetensors.hpp>
 #include <fulmen/checkpoint/state.hpp>
 #include <fulmen/criteria/classification.hpp>
 #include <fulmen/data/tensor_loader.hpp>
@@ -17,8 +20,33 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
+
+namespace user {
+
+struct Schedule {
+  double gamma = 0.25;
+  std::vector<int> milestones{3, 5};
+};
+
+// What Lit in make.py is made of.
+struct Hparams {
+  std::vector<int> widths{2, 4, 1};
+  double lr = 0.5;
+  bool bias = false;
+  std::string name = "\u26a1";
+  std::optional<double> clip{};
+  Schedule schedule{};
+  fulmen::Reduction kind = fulmen::Reduction::sum;
+};
+
+}  // namespace user
+
+BOOST_HANA_ADAPT_STRUCT(user::Schedule, gamma, milestones);
+BOOST_HANA_ADAPT_STRUCT(user::Hparams, widths, lr, bias, name, clip, schedule, kind);
 
 namespace {
 
@@ -156,7 +184,65 @@ void write_trainer(const std::filesystem::path& folder) {
                             fulmen::State().set("input", x).set("answer", trainer.module().forward(x)));
 }
 
+// Three names for one weight, one of them for a part of it; and what is not contiguous.
+struct Tied : torch::nn::Module {
+  torch::nn::Linear encoder{register_module("encoder", torch::nn::Linear(torch::nn::LinearOptions(3, 4).bias(false)))};
+  Tied() {
+    register_module("decoder", std::make_shared<torch::nn::Module>())->register_parameter("weight", encoder->weight);
+    register_buffer("part", encoder->weight.detach().slice(0, 1, 3));
+    register_buffer("turned", at::arange(6).to(at::kFloat).view({2, 3}).t());
+  }
+};
+
+void write_safetensors(const std::filesystem::path& folder) {
+  fulmen::State dtypes;
+  for (const auto dtype :
+       {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort, at::kChar, at::kByte,
+        at::kBool, at::kComplexFloat, at::kUInt16, at::kUInt32, at::kUInt64, at::kFloat8_e4m3fn, at::kFloat8_e5m2,
+        at::kFloat8_e4m3fnuz, at::kFloat8_e5m2fnuz, at::kFloat8_e8m0fnu}) {
+    dtypes.set(fulmen::checkpoint::detail::dtype_name(dtype), at::tensor({1.f, 2.f, 0.5f}).to(dtype));
+  }
+  dtypes.set("scalar", at::scalar_tensor(7.f)).set("empty", at::zeros({0, 3})).set("na\"me\n\u00e9", at::arange(6).view({2, 3}));
+  fulmen::checkpoint::write_safetensors(folder / "dtypes.safetensors", dtypes,
+                                        {{"who", "Thor \u26a1 \"\\\n\x01"}, {"format", "pt"}});
+  const Tied tied;
+  fulmen::checkpoint::write_safetensors(folder / "tied.safetensors", tied);
+  fulmen::checkpoint::write(folder / "tied.pt", fulmen::module_state(tied));
+}
+
+// A checkpoint with hyper-parameters, as Lightning has them.
+void write_hyperparameters(const std::filesystem::path& folder) {
+  torch::nn::Linear first(torch::nn::LinearOptions(2, 4).bias(false)), second(torch::nn::LinearOptions(4, 1).bias(false));
+  fulmen::State file;
+  file.set("pytorch-lightning_version", "2.6.6");
+  file.set("state_dict",
+           fulmen::State().set("layers.0.weight", first->weight).set("layers.1.weight", second->weight));
+  file.set("hparams_name", "kwargs").set("hyper_parameters", fulmen::hyperparameters_state(user::Hparams{}));
+  fulmen::checkpoint::write(folder / "hparams.ckpt", file);
+}
+
 }  // namespace
+
+/// The run of fixtures/lightning_run/make.py up to the end of its second epoch, with a checkpoint from the middle of the third.
+void write_run(const std::filesystem::path& folder) {
+  using namespace fulmen;
+  struct Linear : torch::nn::Module {
+    torch::nn::Linear linear{nullptr};
+    Linear() {
+      linear = register_module("linear", torch::nn::Linear(4, 3));
+      const torch::NoGradGuard no_grad;
+      linear->weight.copy_(torch::linspace(-0.5, 0.5, 12).view({3, 4}));
+      linear->bias.zero_();
+    }
+    torch::Tensor forward(const torch::Tensor& x) { return linear(x); }
+  };
+  const TensorLoader data{{torch::linspace(-2, 2, 80).view({20, 4}).sin(), torch::arange(20) % 3}, {.batch_size = 4}};
+  Trainer trainer{Linear{}, CrossEntropy{}, AdamW{.lr = 0.05}, StepLR{.step_size = 1, .gamma = 0.5}, Identity{},
+                  callbacks(ModelCheckpoint{.dirpath = folder, .filename = "run-mid", .save_last = false, .every_n_train_steps = 14},
+                            ModelCheckpoint{.dirpath = folder, .filename = "run-{epoch}", .save_last = false, .save_top_k = -1, .every_n_epochs = 1}),
+                  Options{.max_epochs = 3, .num_sanity_val_steps = 0}, barebones};
+  trainer.fit(TensorLoader{data}, TensorLoader{data});
+}
 
 int main(int count, char** arguments) {
   if (count != 2) {
@@ -166,6 +252,9 @@ int main(int count, char** arguments) {
   try {
     write_all(arguments[1]);
     write_trainer(arguments[1]);
+    write_safetensors(arguments[1]);
+    write_hyperparameters(arguments[1]);
+    write_run(arguments[1]);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

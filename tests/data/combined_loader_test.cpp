@@ -7,6 +7,7 @@
 #include <fstream>
 #include <fulmen/criteria/criteria.hpp>
 #include <fulmen/data/combined_loader.hpp>
+#include <fulmen/data/prefetch.hpp>
 #include <fulmen/data/tensor_loader.hpp>
 #include <fulmen/optim/sgd.hpp>
 #include <fulmen/trainer.hpp>
@@ -134,6 +135,192 @@ TEST(CombinedLoader, StopsThoseThatShuffleAndNoOthers) {
   }
   EXPECT_TRUE(shuffled.shuffles());
   EXPECT_FALSE(ordered.shuffles());
+}
+
+// ------------------------------------------------------------------------------------------------
+// Going on from a state
+
+/// What a run draws and sees: after each batch a number of the "model's".
+std::string seen(const at::Tensor& t) {
+  std::string out;
+  for (std::int64_t i = 0; i < t.numel(); ++i) out += std::to_string(t[i].item<std::int64_t>()) + " ";
+  return out;
+}
+template <class T>
+std::string seen(const std::optional<T>& t) {
+  return t ? seen(*t) : "-";
+}
+template <class... T>
+std::string seen(const std::tuple<T...>& batch) {
+  return std::apply([](const auto&... t) { return ((seen(t) + "| ") + ...); }, batch);
+}
+void draw(std::vector<std::string>& log) { log.push_back(std::to_string(torch::rand({}).item<float>())); }
+
+struct Loaders {
+  TensorLoader<1> first{{torch::arange(7)}, {.batch_size = 2, .shuffle = true}},
+      second{{torch::arange(100, 103)}, {.batch_size = 2, .shuffle = true}},
+      third{{torch::arange(200, 205)}, {.batch_size = 2, .shuffle = true}};
+};
+
+/// Two epochs. The state and that of the generator are kept behind each batch, before and after `++`, as the loop may ask for
+/// them; `log` has what was seen until then.
+struct Saved {
+  State state;
+  at::Tensor generator;
+  std::size_t log;
+  int epoch;
+};
+template <class Loader>
+std::vector<Saved> run(Loader& loader, std::vector<std::string>& log) {
+  std::vector<Saved> saved;
+  for (int epoch = 0; epoch < 2; ++epoch) {
+    auto it = loader.begin();
+    const auto end = loader.end();
+    while (it != end) {
+      log.push_back(seen(*it));
+      draw(log);
+      saved.push_back({loader.state_dict(), fulmen::detail::generator_state(), log.size(), epoch});
+      ++it;
+      saved.push_back({loader.state_dict(), fulmen::detail::generator_state(), log.size(), epoch});
+    }
+    draw(log);
+  }
+  return saved;
+}
+
+/// The rest of the two epochs after a state.
+template <class Loader>
+std::vector<std::string> rest(Loader& loader, const Saved& from, bool next_epoch) {
+  std::vector<std::string> log;
+  torch::manual_seed(999);  // what the new process has drawn before it loads
+  (void)torch::rand({3});
+  loader.load_state_dict(from.state);
+  fulmen::detail::set_generator_state(from.generator);
+  int epoch = from.epoch;
+  if (next_epoch) draw(log), ++epoch;  // all batches of the epoch were behind it
+  for (; epoch < 2; ++epoch) {
+    auto it = loader.begin();
+    for (; it != loader.end(); ++it) {
+      log.push_back(seen(*it));
+      draw(log);
+    }
+    draw(log);
+  }
+  return log;
+}
+
+template <class Make>
+void expect_resumes(Make make, std::size_t batches) {
+  torch::manual_seed(5);
+  std::vector<std::string> log;
+  std::vector<Saved> saved;
+  {
+    Loaders parts;
+    auto loader = make(parts);
+    static_assert(fulmen::detail::LoaderWithState<decltype(loader)>);
+    saved = run(loader, log);
+  }
+  ASSERT_EQ(saved.size(), 4 * batches);
+  for (std::size_t i = 0; i < saved.size(); ++i) {
+    SCOPED_TRACE(i);
+    Loaders parts;
+    auto loader = make(parts);
+    const bool last = (i / 2 + 1) % batches == 0;
+    EXPECT_EQ(rest(loader, saved[i], last),
+              std::vector<std::string>(log.begin() + static_cast<std::ptrdiff_t>(saved[i].log), log.end()));
+  }
+}
+
+TEST(CombinedLoader, GoesOnFromItsState) {
+  {
+    SCOPED_TRACE("min_size");
+    expect_resumes([](Loaders& l) { return combined(CombineMode::min_size, l.first, l.second); }, 2);
+  }
+  {
+    SCOPED_TRACE("max_size_cycle");
+    expect_resumes([](Loaders& l) { return combined(CombineMode::max_size_cycle, l.first, l.second); }, 4);
+  }
+  {
+    SCOPED_TRACE("max_size_cycle, the other way round");
+    expect_resumes([](Loaders& l) { return combined(CombineMode::max_size_cycle, l.second, l.first); }, 4);
+  }
+  {
+    SCOPED_TRACE("max_size");
+    expect_resumes([](Loaders& l) { return combined(CombineMode::max_size, l.first, l.second); }, 4);
+  }
+  {
+    SCOPED_TRACE("sequential");
+    expect_resumes([](Loaders& l) { return combined(CombineMode::sequential, l.first, l.second); }, 6);
+  }
+}
+
+TEST(CombinedLoader, GoesOnWithLoadersThatHaveState) {
+  {
+    SCOPED_TRACE("a combined loader in another");
+    expect_resumes(
+        [](Loaders& l) {
+          return combined(CombineMode::max_size, combined(CombineMode::sequential, l.first, l.second), l.third);
+        },
+        6);
+    expect_resumes(
+        [](Loaders& l) {
+          return combined(CombineMode::max_size_cycle, l.third, combined(CombineMode::max_size, l.second, l.first));
+        },
+        4);
+    expect_resumes(
+        [](Loaders& l) {
+          return combined(CombineMode::min_size, combined(CombineMode::max_size_cycle, l.second, l.first), l.third);
+        },
+        3);
+  }
+  {
+    SCOPED_TRACE("prefetched parts");
+    expect_resumes(
+        [](Loaders& l) { return combined(CombineMode::max_size_cycle, prefetch(l.first), prefetch(l.second)); }, 4);
+  }
+}
+
+/// A prefetching loader counts what was used, not what was made ahead.
+TEST(CombinedLoader, GoesOnBehindAPrefetchingLoader) {
+  torch::manual_seed(5);
+  std::vector<std::string> all;
+  std::vector<State> states;
+  {
+    Loaders l;
+    auto loader = prefetch(combined(CombineMode::max_size, l.first, l.second), {.batches = 3});
+    for (auto&& batch : loader) {
+      all.push_back(seen(batch));
+      states.push_back(loader.state_dict());
+    }
+  }
+  ASSERT_EQ(all.size(), 4u);
+  for (std::size_t i = 0; i + 1 < states.size(); ++i) {
+    Loaders l;
+    auto loader = prefetch(combined(CombineMode::max_size, l.first, l.second), {.batches = 3});
+    torch::manual_seed(77);
+    loader.load_state_dict(states[i]);
+    std::vector<std::string> found;
+    for (auto&& batch : loader) found.push_back(seen(batch));
+    EXPECT_EQ(found, std::vector<std::string>(all.begin() + static_cast<std::ptrdiff_t>(i) + 1, all.end())) << i;
+  }
+}
+
+TEST(CombinedLoader, SaysWhatIsWrongWithAState) {
+  Numbers a{1, 2}, b{3};
+  auto two = combined(CombineMode::min_size, a, b);
+  auto one = combined(CombineMode::min_size, a);
+  EXPECT_EQ(std::get<0>(*two.begin()), 1);
+  one.load_state_dict(two.state_dict());
+  std::string message;
+  try {
+    one.begin();
+  } catch (const std::runtime_error& error) {
+    message = error.what();
+  }
+  EXPECT_EQ(message, "the state of a combined loader is of 2 loaders, expected 1");
+  auto fresh = combined(CombineMode::min_size, a, b);
+  fresh.load_state_dict(combined(CombineMode::min_size, a, b).state_dict());
+  EXPECT_TRUE(fresh.begin() != fresh.end());
 }
 
 /// Trains on two loaders of different kinds of samples, of which the second may be missing.

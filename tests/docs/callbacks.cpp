@@ -7,6 +7,7 @@
 #include <fulmen/callbacks/early_stopping.hpp>
 #include <fulmen/callbacks/lambda_callback.hpp>
 #include <fulmen/callbacks/learning_rate_monitor.hpp>
+#include <fulmen/callbacks/model_checkpoint.hpp>
 #include <fulmen/callbacks/prediction_writer.hpp>
 #include <fulmen/callbacks/weight_averaging.hpp>
 
@@ -52,6 +53,16 @@ int main() {
   const auto& stopping = std::get<EarlyStopping>(trainer.context().callbacks());
   std::printf("best val/loss: %f\n", stopping.best_score);
 
+  ModelCheckpoint three{.filename = "epoch={epoch:02d}-loss={val/loss:.3f}",
+                        .monitor = "val/loss",
+                        .save_top_k = 3,
+                        .auto_insert_metric_name = false};
+  Trainer saver{Net{}, CrossEntropy{}, AdamW{}, none, Identity{}, callbacks(three), options};
+  saver.fit(train, val);
+  const auto& saved = std::get<ModelCheckpoint>(saver.context().callbacks());
+  for (const auto& [path, loss] : saved.best_k_models) std::printf("%f: %s\n", loss, path.c_str());
+  saver.load(saved.best_model_path);
+
   auto hello = lambda_callback(
       on<hooks::on_train_start>([](auto& ctx) { std::printf("from epoch %d\n", int(ctx.epoch())); }),
       on<hooks::teardown>([] { std::puts("done"); }));
@@ -76,7 +87,6 @@ int main() {
               none,   Identity{},     callbacks(StochasticWeightAveraging{.swa_lrs = 0.05}),
               options};
   swa.fit(train, val);
-  update_bn(train, swa.module());
 
   auto writer = write_predictions<WriteInterval::batch>(
       [](auto&, const torch::Tensor& prediction, const auto&, std::int64_t batch_idx) {
@@ -90,7 +100,7 @@ int main() {
   const auto averages =
       std::get<WeightAveraging<EqualAverage, FromTheThirdEpochOn>>(averaged.context().callbacks());
   const bool good =
-      stopping.best_score < 10 && std::abs(*frozen_then_freed - 1.5e-4) < 1e-12 && averages.average_model()->n_averaged() == 2;
+      saved.best_k_models.size() == 3 && stopping.best_score < 10 && std::abs(*frozen_then_freed - 1.5e-4) < 1e-12 && averages.average_model()->n_averaged() == 2;
   std::filesystem::remove_all(folder);
   return good ? 0 : 1;
 }

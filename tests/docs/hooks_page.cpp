@@ -57,11 +57,13 @@ participant, hook and expected signature.
 | `scheduler`, `metric` | the bound scheduler; the `double` that it monitors, or `fulmen::None` |
 | `exception` | `const std::exception&` |
 | `checkpoint` | `fulmen::State&`: what goes to the file, or was read from it |
+| `train_loader` | the range of training batches |
 
 ## Who is asked, in which order
 
 At a hook: the callbacks in the order of the tuple (the user's, then the default ones), then the module. Callbacks that save checkpoints
-come last of all at `on_train_epoch_end`, so that they see what the others log there. A data module is asked first at `prepare_data` and `setup`
+(`static constexpr bool saves_checkpoints = true`) come last of all at `on_train_batch_end`, `on_validation_end` and `on_train_epoch_end`, so that a run
+goes on from there with nothing left out. A data module is asked first at `prepare_data` and `setup`
 and `teardown`, last at `on_exception`. At a batch's transfer the data module's action takes the place of the module's. `trainer.plan()` is the same
 table for one Trainer, with who answers what.
 

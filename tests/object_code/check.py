@@ -1,7 +1,7 @@
 # Looks into object files for what must have been compiled away. Each check is tried on one that has it, too.
 #
 #   check.py unused <hooks.hpp> <object> <control>   no evaluation and no hook in a program that only trains
-#   check.py equal <object> <control>                a callback without hooks adds no instruction
+#   check.py equal <object> <silent> <validated> <control>   a callback without hooks adds no instruction
 #   check.py no_rtti <control> <object>...           no vtable and no type_info of the library's own classes
 
 import os
@@ -35,13 +35,16 @@ def unused(hooks, path, control):
         sys.exit(f"{hooks}: found only {len(names)} hooks: has the list changed its form?")
     stages = [r"\bEvalMode\b", r"\bNoGradients\b", r"detail::Validation\b", r"detail::Test\b"]
     members = [r"\bValidated::on_validation_end\(", r"\bCounting::on_train_batch_end\("]
-    patterns = stages + [r"\bevaluation_pass\b", r"detail::Predict\b", r"\bInferenceOutputs\b"]
+    # The header of the SimpleProfiler is there: its own functions, which are no templates, may be.
+    measured = [r"detail::action<", r"\bActionScope\b"]
+    patterns = stages + measured + [r"\bevaluation_pass\b", r"detail::Predict\b", r"\bInferenceOutputs\b",
+                                    r"detail::measure<", r"\bMeasuredIterator\b"]
     patterns += [rf"::{name}\b" for name in names]
 
     symbols = defined_symbols(path)
     if not found([r"detail::train_batch\b"], symbols):
         sys.exit(f"{path}: no training in it: is this the right object?")
-    missing = set(stages + members) - found(stages + members, defined_symbols(control)).keys()
+    missing = set(stages + members + measured) - found(stages + members + measured, defined_symbols(control)).keys()
     if missing:
         sys.exit(f"{control} uses all of it, and yet has nothing like {sorted(missing)}: this test would miss it")
     used = found(patterns, symbols)
@@ -78,17 +81,16 @@ def of_callback(all_functions, callback):
             and not special.search(name)}
 
 
-def equal(path, control):
-    here = functions(path)
-    plain = of_callback(here, "")
+def equal(path, silent, validated, control):
+    plain = of_callback(functions(path), "")
     if not all(any(function in name for name in plain) for function in ("train_epoch<", "train_batch<")):
         sys.exit(f"{path}: no training loop among {sorted(plain)}: is this the right object?")
     counting = of_callback(functions(control), "Counting")
     calls = [name for name, bodies in counting.items() if "Counting::on_train_batch_end" in "".join(bodies)]
     if not calls or any(counting[name] == plain.get(name) for name in calls):
         sys.exit(f"{control}: a callback that answers a hook makes no difference. This test would miss it.")
-    for callback in ["Silent", "Validated"]:
-        other = of_callback(here, callback)
+    for callback, other_path in ("Silent", silent), ("Validated", validated):
+        other = of_callback(functions(other_path), callback)
         if different := sorted(other.keys() ^ plain.keys()):
             sys.exit(f"functions that only one has, {callback} or no callback: {different}")
         for name, bodies in plain.items():

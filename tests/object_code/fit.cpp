@@ -1,7 +1,9 @@
-// Programs that only train, for the object-code test: without callbacks, with one that has no hooks, with one
-// whose only hook belongs to a stage that does not run. Nothing but the tuple of callbacks tells them apart.
+// A program that only trains, for the object-code test: without callbacks, with one that has no hooks, with one whose only hook
+// belongs to a stage that does not run. CALLBACK says which. Each is an object of its own: in one, the compiler's limits to inlining
+// would be used up by the first.
 #include <fulmen/criteria/criteria.hpp>
 #include <fulmen/optim/sgd.hpp>
+#include <fulmen/profile/simple.hpp>
 #include <fulmen/trainer.hpp>
 #include <tuple>
 #include <utility>
@@ -35,6 +37,13 @@ void fit_counting(Batches& train) {
   trainer.fit(train);
 }
 
+void fit_measured(Batches& train) {
+  fulmen::Trainer trainer{Net{},        fulmen::MSE{},      fulmen::SGD{},
+                          fulmen::none, fulmen::Identity{}, std::tuple<>{},
+                          {},           fulmen::barebones.with_profiler(fulmen::SimpleProfiler{})};
+  trainer.fit(train);
+}
+
 void evaluate(Batches& data) {
   fulmen::Trainer trainer{Net{},        fulmen::MSE{},      fulmen::SGD{},
                           fulmen::none, fulmen::Identity{}, std::tuple<Validated>{},
@@ -44,23 +53,9 @@ void evaluate(Batches& data) {
   (void)trainer.predict(data);
 }
 #else
-void fit_plain(Batches& train) {
+void fit(Batches& train) {
   fulmen::Trainer trainer{Net{},        fulmen::MSE{},      fulmen::SGD{},
-                          fulmen::none, fulmen::Identity{}, std::tuple<>{},
-                          {},           fulmen::barebones};
-  trainer.fit(train);
-}
-
-void fit_silent(Batches& train) {
-  fulmen::Trainer trainer{Net{},        fulmen::MSE{},      fulmen::SGD{},
-                          fulmen::none, fulmen::Identity{}, std::tuple<Silent>{},
-                          {},           fulmen::barebones};
-  trainer.fit(train);
-}
-
-void fit_validated(Batches& train) {
-  fulmen::Trainer trainer{Net{},        fulmen::MSE{},      fulmen::SGD{},
-                          fulmen::none, fulmen::Identity{}, std::tuple<Validated>{},
+                          fulmen::none, fulmen::Identity{}, std::tuple<CALLBACK>{},
                           {},           fulmen::barebones};
   trainer.fit(train);
 }

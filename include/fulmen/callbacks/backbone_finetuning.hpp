@@ -21,10 +21,10 @@
 #include <vector>
 
 #if FULMEN_BODIES
+#include <fulmen/callbacks/batch_norm.hpp>
 #include <fulmen/error.hpp>
 
 #include <fmt/format.h>
-#include <torch/nn/modules/batchnorm.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -178,8 +178,7 @@ FULMEN_INLINE detail::BackboneGroups detail::find_backbone(const torch::nn::Modu
   out.head = *head;
   const auto look = [&](const std::string& path, const torch::nn::Module& child) {
     if (path != name && !inside(path)) return;
-    if (child.as<torch::nn::BatchNorm1dImpl>() || child.as<torch::nn::BatchNorm2dImpl>() ||
-        child.as<torch::nn::BatchNorm3dImpl>()) {
+    if (is_batch_norm(child)) {
       for (const at::Tensor& p : child.parameters(/*recurse=*/false)) out.batch_norm.push_back(p);
     }
   };

@@ -1,7 +1,7 @@
 // EarlyStopping: ends fit when a logged value stops getting better.
 #pragma once
 
-#include <fulmen/callbacks/model_checkpoint.hpp>
+#include <fulmen/callbacks/monitor.hpp>
 #include <fulmen/checkpoint/state.hpp>
 #include <fulmen/compiled.hpp>
 #include <fulmen/loop/context.hpp>
@@ -72,7 +72,7 @@ struct EarlyStopping {
  private:
   bool checks_epochs(const Context& ctx) const;
   void check(Context& ctx);
-  bool better(double value, double than) const { return mode == Mode::min ? value < than : value > than; }
+  bool better(double value, double than) const { return detail::is_better(mode, value, than); }
   /// Takes a new value in. @return what is to be said of it, and whether fit ends
   std::string judge(double value, bool& stop);
 };
@@ -106,8 +106,7 @@ FULMEN_INLINE void EarlyStopping::check(Context& ctx) {
   if (ctx.options().fast_dev_run > 0) return;
   const std::optional<double> value = ctx.metrics().find(monitor);
   if (!value) {
-    const std::string message = fmt::format("EarlyStopping: '{}' was not logged; there is: {}", monitor,
-                                            ctx.metrics().callback_metrics().names());
+    const std::string message = detail::not_logged("EarlyStopping", monitor, ctx.metrics());
     if (strict) fail("{}", message);
     if (verbose) fmt::print(stderr, "{}\n", message);
     return;

@@ -6,6 +6,7 @@
 
 #if FULMEN_BODIES
 #include <fulmen/error.hpp>
+#include <fulmen/loop/interrupt.hpp>
 
 #include <utility>
 #endif
@@ -25,7 +26,7 @@ struct FailOnInterrupt {
 FULMEN_INLINE void FailOnInterrupt::on_exception(Context& ctx) {
   // The exception thrown here is told to all once more, to us as well.
   if (ctx.interrupted() && !std::exchange(thrown_, true))
-    fail("{} was interrupted by Ctrl-C (SIGINT)", to_string(ctx.stage()));
+    fail("{} was {}", to_string(ctx.stage()), detail::interruption_text(ctx.interrupted_by()));
 }
 #endif
 

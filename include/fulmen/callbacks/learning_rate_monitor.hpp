@@ -20,7 +20,10 @@
 #include <vector>
 
 #if FULMEN_BODIES
+#include <fulmen/error.hpp>
+
 #include <algorithm>
+#include <stdexcept>
 #endif
 
 namespace fulmen {
@@ -49,8 +52,8 @@ struct OptimizersOf<TrainerContext<M, C, O, S, P, Cb, R>> {
 
 }  // namespace detail
 
-/// Logs `lr-AdamW`, for several groups `lr-AdamW/pg1`, `lr-AdamW/pg2`, ..., for a second optimizer of a kind
-/// `lr-AdamW-1`; with them `lr-AdamW-momentum` (betas[0] where the optimizer has betas, 0 where it has
+/// Logs `lr-AdamW`, for several groups `lr-AdamW/pg1`, `lr-AdamW/pg2`, ..., for a group with a name (see
+/// param_groups) `lr-AdamW/<name>`, for a second optimizer of a kind `lr-AdamW-1`; with them `lr-AdamW-momentum` (betas[0] where the optimizer has betas, 0 where it has
 /// neither) and `lr-AdamW-weight_decay`. Callbacks can monitor these names, too. Source:
 /// lightning.pytorch.callbacks.LearningRateMonitor.
 struct LearningRateMonitor {
@@ -63,6 +66,7 @@ struct LearningRateMonitor {
   std::map<std::string, std::vector<double>, std::less<>>
       lrs{};  ///< all rates logged since fit began, by name
 
+  /// @throws std::invalid_argument if groups of one optimizer have one name
   template <class Ctx>
   void on_train_start(Ctx& ctx) {
     static_assert(Ctx::has_loggers,
@@ -100,7 +104,9 @@ struct LearningRateMonitor {
  private:
   template <class Optimizer>
   void watch(std::string_view policy, const Optimizer& optimizer, std::vector<std::string_view>& before) {
-    watched_.push_back(named(policy, optimizer.groups().size(), before));
+    std::vector<std::string> names(optimizer.groups().size());
+    if constexpr (requires { optimizer.names(); }) names = optimizer.names();
+    watched_.push_back(named(policy, std::move(names), before));
     if (log_weight_decay) watched_.back().weight_decays = weight_decays(optimizer.state_dict());
   }
 
@@ -126,8 +132,10 @@ struct LearningRateMonitor {
     ctx.log_metrics(std::move(out), step);
   }
 
+  /// @param groups the names of its groups; an empty one: it has none
   /// @param before the policies of the optimizers before this one, to which it is added
-  static Watched named(std::string_view policy, std::size_t groups, std::vector<std::string_view>& before);
+  static Watched named(std::string_view policy, std::vector<std::string> groups,
+                       std::vector<std::string_view>& before);
   static std::vector<double> weight_decays(const State& optimizer);
   void gather(const Watched& watched, const std::vector<ParamGroup>& groups, Metrics& out);
 };
@@ -135,15 +143,22 @@ struct LearningRateMonitor {
 #if FULMEN_BODIES
 
 FULMEN_INLINE LearningRateMonitor::Watched LearningRateMonitor::named(std::string_view policy,
-                                                                      std::size_t groups,
+                                                                      std::vector<std::string> groups,
                                                                       std::vector<std::string_view>& before) {
   const auto same = std::count(before.begin(), before.end(), policy);
   before.push_back(policy);
   std::string name = "lr-" + std::string(policy);
   if (same > 0) name += "-" + std::to_string(same);
+  const bool single = groups.size() == 1;
   Watched out;
-  for (std::size_t i = 1; i <= groups; ++i)
-    out.names.push_back(groups == 1 ? name : name + "/pg" + std::to_string(i));
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (groups[i].empty() && !single) groups[i] = "pg" + std::to_string(i + 1);
+  }
+  for (const std::string& group : groups) {
+    if (std::count(groups.begin(), groups.end(), group) > 1)
+      fail<std::invalid_argument>("LearningRateMonitor: {} has several parameter groups called '{}'", name, group);
+    out.names.push_back(group.empty() ? name : name + "/" + group);
+  }
   return out;
 }
 

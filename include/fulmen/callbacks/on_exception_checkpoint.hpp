@@ -1,6 +1,7 @@
 // OnExceptionCheckpoint: saves the state of a run that an exception or Ctrl-C ends.
 #pragma once
 
+#include <fulmen/checkpoint/atomic_file.hpp>
 #include <fulmen/checkpoint/checkpoint.hpp>
 #include <fulmen/compiled.hpp>
 #include <fulmen/loop/context.hpp>
@@ -34,13 +35,10 @@ struct OnExceptionCheckpoint {
   template <class Ctx>
   void on_exception(Ctx& ctx) const {
     if (!ctx.writes_files() || dirpath.empty() || filename.empty()) return;  // setup has complained
-    make_folder();
+    checkpoint::make_folder(dirpath, "OnExceptionCheckpoint");
     detail::save_checkpoint(ctx, ckpt_path());
   }
   void teardown(Context& ctx) const;
-
- private:
-  void make_folder() const;
 };
 
 #if FULMEN_BODIES
@@ -58,13 +56,6 @@ FULMEN_INLINE void OnExceptionCheckpoint::teardown(Context& ctx) const {
   std::error_code error;
   std::filesystem::remove(ckpt_path(), error);
   if (error) fail("OnExceptionCheckpoint: cannot remove '{}': {}", ckpt_path().string(), error.message());
-}
-
-FULMEN_INLINE void OnExceptionCheckpoint::make_folder() const {
-  std::error_code error;
-  std::filesystem::create_directories(dirpath, error);
-  if (error)
-    fail("OnExceptionCheckpoint: cannot make the folder '{}': {}", dirpath.string(), error.message());
 }
 
 #endif

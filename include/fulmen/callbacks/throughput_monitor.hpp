@@ -1,13 +1,13 @@
 // ThroughputMonitor: logs batches, samples and items per second over the last batches.
 #pragma once
 
+#include <fulmen/callbacks/clock.hpp>
 #include <fulmen/callbacks/log_due.hpp>
 #include <fulmen/compiled.hpp>
 #include <fulmen/loop/trainer_context.hpp>
 #include <fulmen/none.hpp>
 
 #include <array>
-#include <chrono>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -259,7 +259,7 @@ FULMEN_INLINE void Throughput::reset() {
 
 FULMEN_INLINE double detail::seconds_when_done(at::Device device) {
   if (!device.is_cpu()) at::accelerator::synchronizeDevice(device.index());
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return steady_seconds();
 }
 
 #endif

@@ -2,11 +2,11 @@
 // end.
 #pragma once
 
+#include <fulmen/callbacks/clock.hpp>
 #include <fulmen/compiled.hpp>
 #include <fulmen/loop/context.hpp>
 
 #include <array>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -48,6 +48,9 @@ struct TimeProfiler {
   /// @throws std::invalid_argument naming a key that there is not
   void setup() const;
   void on_fit_start() { epochs_ = {}; }
+  void on_train_start(Context& ctx) {
+    if (ctx.resumed_at() > 0) on_train_epoch_start();
+  }
   void on_train_epoch_start() {
     current_ = {};
     begin(train_epoch);
@@ -94,17 +97,14 @@ struct TimeProfiler {
   std::vector<Column> epochs_{};
 
  private:
-  static double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-  }
   void begin(Part part) {
-    current_[part].begin = now();
+    current_[part].begin = detail::steady_seconds();
     current_[part].open = true;
   }
   void end(Part part) {
     Sum& sum = current_[part];
     if (!sum.open) return;
-    sum.seconds += now() - sum.begin;
+    sum.seconds += detail::steady_seconds() - sum.begin;
     ++sum.count;
     sum.open = false;
   }

@@ -1,6 +1,7 @@
 // Timer: how long training, validation and test take; ends fit after a given time.
 #pragma once
 
+#include <fulmen/callbacks/clock.hpp>
 #include <fulmen/checkpoint/state.hpp>
 #include <fulmen/compiled.hpp>
 #include <fulmen/loop/context.hpp>
@@ -66,11 +67,11 @@ struct Timer {
   void on_train_epoch_end(Context& ctx) {
     if (interval == Interval::epoch) check(ctx);
   }
-  void on_train_end() { ends_[index(Phase::train)] = now(); }
+  void on_train_end() { ends_[index(Phase::train)] = detail::steady_seconds(); }
   void on_validation_start() { start(Phase::validation); }
-  void on_validation_end() { ends_[index(Phase::validation)] = now(); }
+  void on_validation_end() { ends_[index(Phase::validation)] = detail::steady_seconds(); }
   void on_test_start() { start(Phase::test); }
-  void on_test_end() { ends_[index(Phase::test)] = now(); }
+  void on_test_end() { ends_[index(Phase::test)] = detail::steady_seconds(); }
 
   /// Lightning's keys.
   State state_dict() const;
@@ -82,11 +83,8 @@ struct Timer {
 
  private:
   static std::size_t index(Phase phase) { return static_cast<std::size_t>(phase); }
-  static double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-  }
   void start(Phase phase) {
-    starts_[index(phase)] = now();
+    starts_[index(phase)] = detail::steady_seconds();
     ends_[index(phase)].reset();
   }
   void check(Context& ctx) {
@@ -121,7 +119,7 @@ FULMEN_INLINE double Timer::time_elapsed(Phase phase) const {
   const double before = phase == Phase::train ? offset_ : 0;
   const std::optional<double> start = start_time(phase);
   if (!start) return before;
-  return end_time(phase).value_or(now()) - *start + before;
+  return end_time(phase).value_or(detail::steady_seconds()) - *start + before;
 }
 
 FULMEN_INLINE std::optional<double> Timer::time_remaining(Phase phase) const {

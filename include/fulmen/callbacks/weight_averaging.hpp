@@ -4,6 +4,8 @@
 
 #include <fulmen/checkpoint/state.hpp>
 #include <fulmen/compiled.hpp>
+#include <fulmen/data/batch.hpp>
+#include <fulmen/data/loader.hpp>
 #include <fulmen/loop/context.hpp>
 #include <fulmen/optim/averaged_model.hpp>
 #include <fulmen/optim/optimizer.hpp>
@@ -24,11 +26,11 @@
 #include <vector>
 
 #if FULMEN_BODIES
+#include <fulmen/callbacks/batch_norm.hpp>
 #include <fulmen/error.hpp>
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/scalar_tensor.h>
-#include <torch/nn/modules/batchnorm.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -46,7 +48,8 @@ namespace detail {
 
 /// Lets a checkpoint have the average as "state_dict", which is what inference wants, the weights that are
 /// trained as "current_model_state", and the rest of the average as "averaging_state". Lightning's keys.
-void average_into_checkpoint(State& checkpoint, const State& average);
+/// @param swapped the module has the average now, and the average the module's weights
+void average_into_checkpoint(State& checkpoint, const State& average, bool swapped);
 /// The reverse: gives the average's state; "state_dict" has the weights that are trained again. The average
 /// of a checkpoint without one is of its weights alone.
 State average_from_checkpoint(State& checkpoint);
@@ -84,7 +87,7 @@ class WeightAverager {
   void end(torch::nn::Module& module) { average_->copy_to(module); }
 
   void save(State& checkpoint) const {
-    if (average_) average_into_checkpoint(checkpoint, average_->state_dict());
+    if (average_) average_into_checkpoint(checkpoint, average_->state_dict(), swapped_);
   }
   void load(State& checkpoint, const torch::nn::Module& module, const A& how,
             const WeightAveragingOptions& options) {
@@ -243,6 +246,9 @@ class EpochStart {
 
 namespace detail {
 
+/// Says on stderr that a module with BatchNorm layers needs update_bn.
+void remind_of_batch_norm(const torch::nn::Module& module);
+
 /// The part of StochasticWeightAveraging that does not depend on how is averaged.
 class SwaRun {
  public:
@@ -260,7 +266,8 @@ class SwaRun {
   /// @param weight the part of the way to the new weights that the average goes
   void update(const torch::nn::Module& module, const std::optional<at::Device>& device, std::int64_t epoch,
               double weight);
-  void end(torch::nn::Module& module, std::int64_t epochs_done) const;
+  /// Gives the module the average. @return whether it was time to
+  bool end(torch::nn::Module& module, std::int64_t epochs_done) const;
 
   State state_dict() const;
   void load_state_dict(const State& state);
@@ -281,9 +288,9 @@ class SwaRun {
 /// are averaged, and the module gets the average when the last epoch has been trained. A scheduler has no say
 /// in the rates from then on.
 ///
-/// Parameters are averaged, buffers are not. After fit, a module with BatchNorm layers needs
-/// `fulmen::update_bn(train, trainer.module())`, of which a line on stderr reminds: the running statistics
-/// are those of training. (Lightning goes through the training batches by itself there.)
+/// Parameters are averaged, buffers are not. The running statistics of BatchNorm layers are made anew in the end, in one pass
+/// over the training batches (Lightning's runs training_step, this one forward with a batch's first member). Where the module
+/// has no such forward, a line on stderr says that they are still those of training.
 /// @tparam A avg_fn: see AveragedModel
 /// Source: lightning.pytorch.callbacks.StochasticWeightAveraging; Izmailov et al. 2018, arXiv:1803.05407.
 template <Average A>
@@ -314,7 +321,18 @@ struct StochasticWeightAveragingBy {
     swa_.hold(ctx.optimizer().groups());
   }  // a scheduler may have moved the rates
   void on_train_epoch_end(auto& ctx) { swa_.epoch_ends(policy(), ctx.optimizer().groups()); }
-  void on_train_end(auto& ctx) { swa_.end(ctx.module(), ctx.epoch()); }
+  template <class Ctx, class Loader>
+  void on_train_end(Ctx& ctx, Loader& loader) {
+    if (!swa_.end(ctx.module(), ctx.epoch())) return;
+    constexpr bool has_inputs = requires(detail::BatchOf<Loader>& batch) {
+      { std::get<0>(members(batch)) } -> std::convertible_to<at::Tensor>;
+    };
+    if constexpr (has_inputs && requires(at::Tensor& input) { ctx.module().forward(input); }) {
+      update_bn(loader, ctx.module(), ctx.device(), ctx.num_batches());
+    } else {
+      detail::remind_of_batch_norm(ctx.module());
+    }
+  }
 
   State state_dict() const { return swa_.state_dict(); }
   void load_state_dict(const State& state) { swa_.load_state_dict(state); }
@@ -330,7 +348,7 @@ using StochasticWeightAveraging = StochasticWeightAveragingBy<EqualAverage>;
 
 #if FULMEN_BODIES
 
-FULMEN_INLINE void detail::average_into_checkpoint(State& checkpoint, const State& average) {
+FULMEN_INLINE void detail::average_into_checkpoint(State& checkpoint, const State& average, bool swapped) {
   State weights, rest;
   for (const std::string& key : average.keys()) {
     if (key.starts_with("module."))
@@ -338,8 +356,9 @@ FULMEN_INLINE void detail::average_into_checkpoint(State& checkpoint, const Stat
     else
       rest.set(key, average.get<at::Tensor>(key));
   }
-  checkpoint.set("current_model_state", checkpoint.get<State>("state_dict"));
-  checkpoint.set("state_dict", weights).set("averaging_state", rest);
+  const State modules = checkpoint.get<State>("state_dict");
+  checkpoint.set("current_model_state", swapped ? weights : modules);
+  checkpoint.set("state_dict", swapped ? modules : weights).set("averaging_state", rest);
 }
 
 FULMEN_INLINE State detail::average_from_checkpoint(State& checkpoint) {
@@ -432,14 +451,17 @@ FULMEN_INLINE void detail::SwaRun::update(const torch::nn::Module& module,
   latest_update_epoch_ = epoch;
 }
 
-FULMEN_INLINE void detail::SwaRun::end(torch::nn::Module& module, std::int64_t epochs_done) const {
-  if (n_averaged_ == 0 || (max_epochs_ != -1 && epochs_done != max_epochs_)) return;
+FULMEN_INLINE bool detail::SwaRun::end(torch::nn::Module& module, std::int64_t epochs_done) const {
+  if (n_averaged_ == 0 || (max_epochs_ != -1 && epochs_done != max_epochs_)) return false;
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> parameters = module.parameters();
   for (std::size_t i = 0; i < parameters.size(); ++i) parameters[i].copy_(average_[i].second);
+  return true;
+}
+
+FULMEN_INLINE void detail::remind_of_batch_norm(const torch::nn::Module& module) {
   for (const auto& child : module.modules(/*include_self=*/false)) {
-    if (child->as<torch::nn::BatchNorm1dImpl>() || child->as<torch::nn::BatchNorm2dImpl>() ||
-        child->as<torch::nn::BatchNorm3dImpl>()) {
+    if (is_batch_norm(*child)) {
       std::fputs(
           "StochasticWeightAveraging: the BatchNorm statistics are still those of training; "
           "call fulmen::update_bn(train, trainer.module())\n",

@@ -11,6 +11,7 @@
 #if FULMEN_BODIES
 #include <fulmen/checkpoint/atomic_file.hpp>
 #include <fulmen/checkpoint/pickle.hpp>
+#include <fulmen/checkpoint/storage_range.hpp>
 #include <fulmen/checkpoint/unpickle.hpp>
 #include <fulmen/checkpoint/zip.hpp>
 
@@ -204,17 +205,9 @@ class StoragePlan {
                                   c10::toString(tensor.scalar_type()) + ", which a checkpoint cannot hold");
     }
     Item item{.tensor = tensor.detach().resolve_conj().resolve_neg(), .identity = identity};
-    const std::uint64_t element = item.tensor.element_size();
-    item.begin = static_cast<std::uint64_t>(item.tensor.storage_offset()) * element;
-    item.end = item.begin;
-    if (item.tensor.numel() > 0) {
-      std::uint64_t last = 0;
-      for (std::int64_t d = 0; d < item.tensor.dim(); ++d) {
-        last += static_cast<std::uint64_t>(item.tensor.size(d) - 1) *
-                static_cast<std::uint64_t>(item.tensor.stride(d));
-      }
-      item.end = item.begin + (last + 1) * element;
-    }
+    const StorageRange range = storage_range(item.tensor);
+    item.begin = range.begin;
+    item.end = range.end;
     items_.push_back(std::move(item));
   }
 
@@ -259,7 +252,7 @@ class StoragePlan {
     const bool same_dtype = std::all_of(items.begin(), items.end(), [&](const Item* item) {
       return item->tensor.scalar_type() == first.scalar_type();
     });
-    const std::uint64_t element = first.element_size();
+    const auto element = static_cast<std::uint64_t>(first.element_size());
     // Elements in between that no tensor of the value has (a column of a matrix): written without them,
     // unless several tensors with different views need them for their layout.
     const bool has_gaps =

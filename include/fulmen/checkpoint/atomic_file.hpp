@@ -50,7 +50,22 @@ class Descriptor {
 // "No such file or directory" for ENOENT (strerror is not safe with threads).
 std::string reason_of(int error);
 
+// A name beside the target's that no file has.
+std::filesystem::path temporary_name(const std::filesystem::path& target);
+
+// Flushes the entries of a folder. 0, or an error's number.
+int flush_folder(const std::filesystem::path& folder);
+
 }  // namespace detail
+
+/// Makes a folder and those above it, as far as they are not there.
+/// Error: std::runtime_error "<owner>: cannot make the folder '<path>': <reason>".
+void make_folder(const std::filesystem::path& folder, const std::string& owner = "");
+
+/// Puts a link to `file` at `path`, in place of a file or link there, so that a reader finds the one or the other: a
+/// hard link, or a symbolic one (relative to the folder it is in).
+/// Result: whether it is there; where the file system has no such links, `path` is as it was.
+bool replace_by_link(const std::filesystem::path& path, const std::filesystem::path& file, bool symbolic);
 
 /// Writes a file so that a reader finds the previous file or the new one, never a part, whatever kills the
 /// process, fills the disk or cuts the power in between.
@@ -89,7 +104,6 @@ class AtomicFile {
  private:
   [[noreturn]] void fail(const std::string& reason);
   void discard() noexcept;
-  std::filesystem::path next_temporary() const;
   std::string unnamed_link() const;
   void open_unnamed();
   void open_named();
@@ -110,6 +124,40 @@ FULMEN_INLINE void detail::Descriptor::close() {
 }
 
 FULMEN_INLINE std::string detail::reason_of(int error) { return std::generic_category().message(error); }
+
+FULMEN_INLINE std::filesystem::path detail::temporary_name(const std::filesystem::path& target) {
+  static std::atomic<unsigned> count{0};
+  // A long name is cut, so that the temporary's stays within the 255 bytes a file system allows.
+  return target.parent_path() / ("." + target.filename().string().substr(0, 200) + ".tmp-" +
+                                 std::to_string(::getpid()) + "-" + std::to_string(count++));
+}
+
+FULMEN_INLINE int detail::flush_folder(const std::filesystem::path& folder) {
+  const Descriptor open(::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  // Some file systems cannot flush a folder (EINVAL): nothing that could be done about it.
+  return open && ::fsync(open.get()) != 0 && errno != EINVAL && errno != ENOTSUP ? errno : 0;
+}
+
+FULMEN_INLINE void make_folder(const std::filesystem::path& folder, const std::string& owner) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) {
+    throw std::runtime_error((owner.empty() ? "" : owner + ": ") + "cannot make the folder '" + folder.string() +
+                             "': " + error.message());
+  }
+}
+
+FULMEN_INLINE bool replace_by_link(const std::filesystem::path& path, const std::filesystem::path& file,
+                                   bool symbolic) {
+  const std::filesystem::path folder = path.parent_path(), temporary = detail::temporary_name(path);
+  const int made = symbolic ? ::symlink(file.lexically_relative(folder).c_str(), temporary.c_str())
+                            : ::link(file.c_str(), temporary.c_str());
+  if (made != 0) return false;
+  const bool done = ::rename(temporary.c_str(), path.c_str()) == 0;
+  // Renaming does nothing where both are the same file already.
+  ::unlink(temporary.c_str());
+  return done && detail::flush_folder(folder) == 0;
+}
 
 FULMEN_INLINE AtomicFile::AtomicFile(std::filesystem::path target, std::string kind, bool unnamed)
     : target_(std::move(target)), kind_(std::move(kind)), folder_(target_.parent_path()) {
@@ -145,11 +193,7 @@ FULMEN_INLINE void AtomicFile::commit() {
   file_.close();
   if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail(detail::reason_of(errno));
   temporary_.clear();
-  const detail::Descriptor folder(::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  // Some file systems cannot flush a folder (EINVAL): nothing that could be done about it.
-  if (folder && ::fsync(folder.get()) != 0 && errno != EINVAL && errno != ENOTSUP) {
-    fail(detail::reason_of(errno));
-  }
+  if (const int error = detail::flush_folder(folder_); error != 0) fail(detail::reason_of(error));
 }
 
 FULMEN_INLINE void AtomicFile::fail(const std::string& reason) {
@@ -161,13 +205,6 @@ FULMEN_INLINE void AtomicFile::discard() noexcept {
   file_.close();
   if (!temporary_.empty()) ::unlink(temporary_.c_str());
   temporary_.clear();
-}
-
-FULMEN_INLINE std::filesystem::path AtomicFile::next_temporary() const {
-  static std::atomic<unsigned> count{0};
-  // A long name is cut, so that the temporary's stays within the 255 bytes a file system allows.
-  return folder_ / ("." + target_.filename().string().substr(0, 200) + ".tmp-" +
-                    std::to_string(::getpid()) + "-" + std::to_string(count++));
 }
 
 FULMEN_INLINE std::string AtomicFile::unnamed_link() const {
@@ -184,7 +221,7 @@ FULMEN_INLINE void AtomicFile::open_unnamed() {
 
 FULMEN_INLINE void AtomicFile::open_named() {
   do {
-    temporary_ = next_temporary();
+    temporary_ = detail::temporary_name(target_);
     file_ = detail::Descriptor(::open(temporary_.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666));
   } while (!file_ && errno == EEXIST);  // another host's process of the same id, on a shared file system
   if (!file_) {
@@ -197,7 +234,7 @@ FULMEN_INLINE void AtomicFile::open_named() {
 FULMEN_INLINE void AtomicFile::link_unnamed() {
   const std::string link = unnamed_link();
   do {
-    temporary_ = next_temporary();
+    temporary_ = detail::temporary_name(target_);
     if (::linkat(AT_FDCWD, link.c_str(), AT_FDCWD, temporary_.c_str(), AT_SYMLINK_FOLLOW) == 0) return;
   } while (errno == EEXIST);
   const int error = errno;

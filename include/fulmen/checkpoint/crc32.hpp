@@ -19,11 +19,13 @@
 namespace fulmen::checkpoint::detail {
 
 // Tables of "slicing by eight": table[k][b] is the CRC of byte b followed by k zero bytes.
-consteval std::array<std::array<std::uint32_t, 256>, 8> make_crc32_tables() {
-  std::array<std::array<std::uint32_t, 256>, 8> table{};
+using Crc32Tables = std::array<std::array<std::uint32_t, 256>, 8>;
+
+consteval Crc32Tables make_crc32_tables(std::uint32_t polynomial) {
+  Crc32Tables table{};
   for (std::uint32_t byte = 0; byte < 256; ++byte) {
     std::uint32_t crc = byte;
-    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0xEDB88320u : 0u);
+    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) != 0 ? polynomial : 0u);
     table[0][byte] = crc;
   }
   for (std::size_t k = 1; k < 8; ++k) {
@@ -34,11 +36,11 @@ consteval std::array<std::array<std::uint32_t, 256>, 8> make_crc32_tables() {
   return table;
 }
 
-inline constexpr auto kCrc32Tables = make_crc32_tables();
+inline constexpr auto kCrc32Tables = make_crc32_tables(0xEDB88320);
 
 // The CRC register (not complemented) after `size` more bytes, with tables alone: about 2 GB/s.
-inline std::uint32_t crc32_by_table(std::uint32_t crc, const unsigned char* data, std::size_t size) {
-  const auto& t = kCrc32Tables;
+inline std::uint32_t crc32_by_table(std::uint32_t crc, const unsigned char* data, std::size_t size,
+                                    const Crc32Tables& t = kCrc32Tables) {
   for (; size >= 8; size -= 8, data += 8) {
     std::uint32_t low = 0;
     std::uint32_t high = 0;

@@ -370,7 +370,7 @@ class Unpickler {
 
   c10::Storage read_storage(const std::string& record) const {
     const std::uint64_t size = records_.size_of(record);  // within the file's size: ZipReader has seen to it
-    c10::Storage storage(c10::Storage::use_byte_size_t(), static_cast<std::size_t>(size),
+    c10::Storage storage(c10::Storage::use_byte_size_t(), static_cast<std::int64_t>(size),
                          c10::GetCPUAllocator(),
                          /*resizable=*/true);
     records_.read(record, storage.mutable_data());

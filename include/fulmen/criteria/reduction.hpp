@@ -11,8 +11,9 @@
 #include <optional>
 
 #if FULMEN_BODIES
+#include <fulmen/shape_text.hpp>
+
 #include <stdexcept>
-#include <string>
 #endif
 
 namespace fulmen {
@@ -54,14 +55,9 @@ inline void same_shape(const char* criterion, const at::Tensor& output, const at
 #if FULMEN_BODIES
 FULMEN_INLINE void detail::fail_shapes(const char* criterion, const char* second, const at::Tensor& output,
                                        const at::Tensor& other) {
-  const auto text = [](at::IntArrayRef sizes) {
-    std::string out;
-    for (const std::int64_t size : sizes) out += (out.empty() ? "" : ", ") + std::to_string(size);
-    return "[" + out + "]";
-  };
   fail<std::invalid_argument>(
       "{}: the output has shape {}, the {} {}; expected one shape for both (they would be broadcast)",
-      criterion, text(output.sizes()), second, text(other.sizes()));
+      criterion, shape_text(output.sizes()), second, shape_text(other.sizes()));
 }
 #endif
 

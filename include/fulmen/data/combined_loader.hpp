@@ -1,7 +1,10 @@
 // Several training loaders as one, as Lightning's CombinedLoader: combined(CombineMode::max_size_cycle, a, b).
 #pragma once
 
+#include <fulmen/checkpoint/state.hpp>
 #include <fulmen/data/loader.hpp>
+#include <fulmen/data/position.hpp>
+#include <fulmen/error.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -12,6 +15,7 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace fulmen {
 
@@ -58,6 +62,8 @@ class CombinedLoader {
       fits, "fulmen: combined(CombineMode::sequential, ...): all loaders must give the same type of batch");
   using Indices = std::index_sequence_for<L...>;
 
+  static constexpr std::size_t count = sizeof...(L);
+
   /// A walk through one loader. A loader's end() may change with begin(), so both are taken together.
   template <class Range>
   struct Walk {
@@ -65,8 +71,17 @@ class CombinedLoader {
     decltype(std::declval<Range&>().begin()) at;
     decltype(std::declval<Range&>().end()) end;
 
-    explicit Walk(Range& r) : range(&r), at(r.begin()), end(r.end()) {}
+    Walk(Range& r, decltype(r.begin()) it) : range(&r), at(std::move(it)), end(r.end()) {}
     bool over() const { return !(at != end); }
+  };
+
+  /// Where the walk under way is.
+  struct Place {
+    bool begun[count] = {}, over[count] = {};
+    bool consumed[count] = {};         // max_size_cycle: has run out once
+    std::int64_t passed[count] = {};   // batches behind which the loader's walk is
+    std::size_t current = 0;           // sequential: the running loader
+    bool taken = false;                // `*` was called for the batch at this place
   };
 
  public:
@@ -74,50 +89,59 @@ class CombinedLoader {
 
   class Iterator {
    public:
-    explicit Iterator(CombinedLoader& all) : all_(&all) {
-      if constexpr (sequential) {
-        start<0>();
-        skip_empty();
-      } else {
-        each([&](auto i) { start<i>(); });
-        settle();
+    explicit Iterator(CombinedLoader& all) : all_(&all) { start_all(); }
+
+    /// @throws std::runtime_error if the state is of other loaders
+    Iterator(CombinedLoader& all, const State& state) : all_(&all) {
+      all.place_ = {};
+      const auto parts = state.get<std::vector<State>>("parts");
+      if (parts.size() != count) {
+        fail("the state of a combined loader is of {} loaders, expected {}", parts.size(), count);
       }
+      place().current = state.get<std::size_t>("current");
+      each([&](auto i) { resume<i>(parts[i]); });
+      look();
+      if (done_) todo_ = Todo::start, done_ = false;
     }
 
     auto operator*() {
+      settle();
       if constexpr (sequential) {
         using Batch = detail::BatchOf<std::tuple_element_t<0, std::tuple<detail::RangeOf<L>...>>>;
         std::optional<Batch> batch;
         if constexpr (fits) {
           each([&](auto i) {
-            if (i == current_) batch.emplace(*walk<i>().at);
+            if (i == place().current) batch.emplace(*walk<i>().at);
           });
         }
+        place().taken = true;
         return std::move(*batch);
       } else {
         return [&]<std::size_t... I>(std::index_sequence<I...>) {
-          return std::tuple<Item<I>...>{item<I>()...};
+          std::tuple<Item<I>...> batch{item<I>()...};
+          place().taken = true;
+          return batch;
         }
         (Indices{});
       }
     }
 
     Iterator& operator++() {
-      if constexpr (sequential) {
-        each([&](auto i) {
-          if (i == current_) ++walk<i>().at;
-        });
-        skip_empty();
-      } else {
-        each([&](auto i) {
-          if (!walk<i>().over()) ++walk<i>().at;
-        });
-        settle();
-      }
+      settle();
+      each([&](auto i) {
+        if ((sequential && i != place().current) || over<i>()) return;
+        ++walk<i>().at;
+        ++place().passed[i];
+      });
+      place().taken = false;
+      todo_ = Todo::settle;
       return *this;
     }
     void operator++(int) { ++*this; }
-    bool operator==(std::default_sentinel_t) const { return done_; }
+    bool operator==(std::default_sentinel_t) const {
+      settle();
+      return done_;
+    }
 
    private:
     template <std::size_t I>
@@ -125,70 +149,156 @@ class CombinedLoader {
     template <std::size_t I>
     using Item = std::conditional_t<std::is_same_v<Mode, CombineMode::MaxSize>,
                                     std::optional<detail::BatchOf<Range<I>>>, detail::BatchOf<Range<I>>>;
+    // Beginning a loader may draw random numbers. A walk that goes on from a state draws them when it is used first, as the
+    // uninterrupted one does behind whatever follows a batch: so all that is put off.
+    enum class Todo : unsigned char { nothing, settle, start };
 
     template <class F>
     static void each(F&& f) {
       [&]<std::size_t... I>(std::index_sequence<I...>) { (f(std::integral_constant<std::size_t, I>{}), ...); }
       (Indices{});
     }
+    Place& place() const { return all_->place_; }
     template <std::size_t I>
-    auto& walk() {
+    Range<I>& range() const {
+      return detail::loader_of(std::get<I>(all_->loaders_), "combined");
+    }
+    template <std::size_t I>
+    auto& walk() const {
       return *std::get<I>(walks_);
     }
     template <std::size_t I>
-    void start() {
-      std::get<I>(walks_).emplace(detail::loader_of(std::get<I>(all_->loaders_), "combined"));
+    bool over() const {
+      return !std::get<I>(walks_) || walk<I>().over();
+    }
+    template <std::size_t I>
+    void start() const {
+      auto& walk = std::get<I>(walks_);
+      walk.reset();
+      walk.emplace(range<I>(), std::get<I>(all_->positions_).begin(range<I>()));
+      place().begun[I] = true;
+      place().passed[I] = 0;
+      // One of our own kind may have put off to draw: then now, before the next one draws.
+      if constexpr (detail::LoaderWithState<Range<I>>) static_cast<void>(walk->over());
+    }
+    void start_all() const {
+      place() = {};
+      if constexpr (sequential) {
+        start<0>();
+      } else {
+        each([&](auto i) { start<i>(); });
+      }
+      todo_ = Todo::settle;
+    }
+    template <std::size_t I>
+    void resume(const State& part) {
+      Range<I>& loader = range<I>();
+      const auto taken = part.get<std::int64_t>("taken");
+      place().consumed[I] = part.get<bool>("consumed");
+      place().begun[I] = part.get<bool>("begun");
+      if (!place().begun[I]) return;
+      const State position = part.get<State>("position");
+      place().passed[I] = taken;
+      const bool was_last = part.get<bool>("over") || taken >= detail::loader_size(loader).value_or(taken + 1);
+      if constexpr (detail::LoaderWithState<Range<I>>) {
+        // It would begin its next epoch.
+        if (was_last || (sequential && I != place().current)) return loader.load_state_dict(position.get<State>("loader"));
+      } else if (sequential && I != place().current) {
+        return;
+      }
+      std::get<I>(all_->positions_).go_on(loader, position);
+      std::get<I>(walks_).emplace(loader, std::get<I>(all_->positions_).begin(loader, taken));
     }
     template <std::size_t I>
     Item<I> item() {
       if constexpr (std::is_same_v<Mode, CombineMode::MaxSize>) {
-        if (walk<I>().over()) return std::nullopt;
+        if (place().over[I]) return std::nullopt;
       }
       return *walk<I>().at;
     }
 
-    /// Finds out whether there is another batch, and begins loaders anew where the mode says so.
-    void settle() {
-      bool some_over = false, all_over = true;
-      each([&](auto i) {
-        const bool over = walk<i>().over();
-        some_over = some_over || over;
-        if (over) consumed_[i] = true;
-        all_over = all_over && (std::is_same_v<Mode, CombineMode::MaxSizeCycle> ? consumed_[i] : over);
-      });
-      done_ = std::is_same_v<Mode, CombineMode::MinSize> ? some_over : all_over;
-      if constexpr (std::is_same_v<Mode, CombineMode::MaxSizeCycle>) {
-        if (done_ || !some_over) return;
+    void settle() const {
+      if (todo_ == Todo::nothing) [[likely]]
+        return;
+      if (todo_ == Todo::start) start_all();
+      todo_ = Todo::nothing;
+      look();
+      if (done_) return;
+      if constexpr (sequential) {
         each([&](auto i) {
-          if (!walk<i>().over()) return;
+          if (i != place().current || !place().over[i]) return;
+          if constexpr (i + 1 < count) {
+            ++place().current;
+            start<i + 1>();
+            look();
+          }
+        });
+      } else if constexpr (std::is_same_v<Mode, CombineMode::MaxSizeCycle>) {
+        each([&](auto i) {
+          if (!place().over[i]) return;
           start<i>();
-          done_ = done_ || walk<i>().over();  // it is empty: there is nothing to repeat
+          place().over[i] = over<i>();
+          done_ = done_ || place().over[i];  // it is empty: there is nothing to repeat
         });
       }
     }
 
-    void skip_empty() {
+    /// Finds out which loaders have run out, and whether there is another batch, as far as no loader is to be begun for that.
+    void look() const {
+      bool some_over = false, all_over = true;
       each([&](auto i) {
-        if (i != current_ || !walk<i>().over()) return;
-        ++current_;
-        if constexpr (i + 1 < sizeof...(L))
-          start<i + 1>();
-        else
-          done_ = true;
+        const bool out = place().over[i] = over<i>();
+        some_over = some_over || out;
+        if (out) place().consumed[i] = true;
+        all_over = all_over && (std::is_same_v<Mode, CombineMode::MaxSizeCycle> ? place().consumed[i] : out);
       });
+      if constexpr (sequential)
+        done_ = place().current + 1 == count && place().over[count - 1];
+      else
+        done_ = std::is_same_v<Mode, CombineMode::MinSize> ? some_over : all_over;
     }
 
     CombinedLoader* all_;
-    std::tuple<std::optional<Walk<detail::RangeOf<L>>>...> walks_;
-    bool consumed_[sizeof...(L)] = {};
-    std::size_t current_ = 0;  // sequential: the running loader
-    bool done_ = false;
+    mutable std::tuple<std::optional<Walk<detail::RangeOf<L>>>...> walks_;
+    mutable Todo todo_ = Todo::settle;
+    mutable bool done_ = false;
   };
 
   /// Begins an epoch: begins all loaders (in sequence: each when it is its turn). One walk at a time, as with
-  /// the loaders.
-  Iterator begin() { return Iterator(*this); }
+  /// the loaders. After load_state_dict() it goes on in the epoch of the state.
+  Iterator begin() {
+    if (const std::optional<State> state = std::exchange(loaded_, std::nullopt)) return Iterator(*this, *state);
+    return Iterator(*this);
+  }
   std::default_sentinel_t end() const { return {}; }
+
+  /// Where the walk is that was begun last: behind the last batch that `*` was called for.
+  State state_dict() {
+    if (loaded_) return *loaded_;
+    State state("CombinedLoader");
+    std::vector<State> parts;
+    const auto add = [&](auto& argument, auto& position, std::size_t i) {
+      const bool active = sequential ? i == place_.current : !place_.over[i];
+      State part;
+      part.set("begun", place_.begun[i]).set("consumed", place_.consumed[i]).set("over", place_.over[i]);
+      part.set("taken", place_.passed[i] + (place_.taken && active));
+      if (place_.begun[i]) part.set("position", position.state(detail::loader_of(argument, "combined")));
+      parts.push_back(part);
+    };
+    [&]<std::size_t... I>(std::index_sequence<I...>) {
+      (add(std::get<I>(loaders_), std::get<I>(positions_), I), ...);
+    }
+    (Indices{});
+    return state.set("parts", parts).set("current", place_.current);
+  }
+  /// The next begin() goes on behind the batches of the state; where they were an epoch's last, with the next epoch. Loaders
+  /// that draw random numbers do so in begin() or `*`; those with a state_dict() of their own should have a size().
+  void load_state_dict(const State& state) {
+    const auto parts = state.get<std::vector<State>>("parts");
+    const bool begun = std::any_of(parts.begin(), parts.end(), [](const State& part) { return part.get<bool>("begun"); });
+    loaded_.reset();
+    if (begun) loaded_ = state;
+  }
 
   /// Whether one of the loaders shuffles, as far as they can tell.
   bool shuffles() {
@@ -237,7 +347,10 @@ class CombinedLoader {
   }
 
   std::tuple<L...> loaders_;
-  bool stopped_[sizeof...(L)] = {};  // from shuffling, by shuffle(false)
+  std::tuple<detail::LoaderPosition<detail::RangeOf<L>>...> positions_;
+  Place place_;
+  std::optional<State> loaded_;
+  bool stopped_[count] = {};  // from shuffling, by shuffle(false)
 };
 
 /// @param mode CombineMode::min_size, max_size_cycle (Lightning's default), max_size or sequential

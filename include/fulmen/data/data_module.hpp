@@ -45,6 +45,17 @@ class LoaderOf {
   {
     loader_->shuffle(on);
   }
+  auto state_dict()
+    requires requires(L& l) { l.state_dict(); }
+  {
+    return loader_->state_dict();
+  }
+  template <class State>
+  void load_state_dict(const State& state)
+    requires requires(L& l) { l.load_state_dict(state); }
+  {
+    loader_->load_state_dict(state);
+  }
   D& data_module() const { return *data_; }
 
  private:

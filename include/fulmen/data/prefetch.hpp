@@ -80,6 +80,7 @@ class PrefetchWalk {
         at_(loader.begin()),
         end_(loader.end()),
         capacity_(static_cast<std::size_t>(options.batches)) {
+    static_cast<void>(at_ != end_);  // a CombinedLoader that goes on in an epoch puts off to begin its loaders until then
     thread_ = start_in_background(
         options.threads, [](void* walk) { static_cast<PrefetchWalk*>(walk)->work(); }, this);
   }

@@ -4,19 +4,18 @@
 #include <fulmen/checkpoint/state.hpp>
 #include <fulmen/compiled.hpp>
 
-#include <ATen/core/Tensor.h>
-
 #include <optional>
 #include <string>
 #include <vector>
 
 #if FULMEN_BODIES
 #include <fulmen/error.hpp>
+#include <fulmen/shape_text.hpp>
 
+#include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 
 #include <cmath>
-#include <cstdint>
 #endif
 
 namespace fulmen::detail {
@@ -33,20 +32,11 @@ std::vector<Hyperparameter> flat_hyperparameters(const State& params);
 /// Python's repr() of a float: the fewest digits that read back to the same bits, and a point or an exponent.
 std::string float_text(double value);
 
-/// The sizes of a tensor: "3, 28, 28".
-std::string sizes_text(const at::Tensor& tensor);
-
 #if FULMEN_BODIES
 
 FULMEN_INLINE std::string float_text(double value) {
   std::string text = detail::format("{}", value);
   if (std::isfinite(value) && text.find_first_of(".e") == std::string::npos) text += ".0";
-  return text;
-}
-
-FULMEN_INLINE std::string sizes_text(const at::Tensor& tensor) {
-  std::string text;
-  for (const std::int64_t size : tensor.sizes()) (text += text.empty() ? "" : ", ") += std::to_string(size);
   return text;
 }
 
@@ -56,9 +46,7 @@ FULMEN_INLINE std::string value_text(const c10::IValue& value, bool inside) {
   if (value.isInt()) return detail::format("{}", value.toInt());
   if (value.isDouble()) return float_text(value.toDouble());
   if (value.isString()) return inside ? '\'' + value.toStringRef() + '\'' : value.toStringRef();
-  if (value.isTensor()) {
-    return "tensor of shape [" + sizes_text(value.toTensor()) + "]";
-  }
+  if (value.isTensor()) return "tensor of shape " + shape_text(value.toTensor().sizes());
   if (value.isList() || value.isTuple()) {
     std::string text = value.isList() ? "[" : "(";
     const auto add = [&](const c10::IValue& item) {

@@ -101,9 +101,7 @@ FULMEN_INLINE std::int64_t now() {
 
 /// Writes a small file, and its folders.
 FULMEN_INLINE void write_file(const std::filesystem::path& path, std::string_view text) {
-  std::error_code error;
-  std::filesystem::create_directories(path.parent_path(), error);
-  if (error) fail("cannot make the folder '{}': {}", path.parent_path().string(), error.message());
+  checkpoint::make_folder(path.parent_path());
   checkpoint::AtomicFile file(path, "MLflow file");
   file.append(text.data(), text.size());
   file.commit();
@@ -278,9 +276,7 @@ FULMEN_INLINE void MLFlowLogger::log_metrics(Context& ctx, const Metrics& metric
     const auto known = files_.find(name);
     if (known != files_.end()) return writer_.append(known->second, line);
     const std::filesystem::path path = folder_ / "metrics" / detail::mlflow::clean_name(name);
-    std::error_code error;
-    std::filesystem::create_directories(path.parent_path(), error);
-    if (error) fail("cannot make the folder '{}': {}", path.parent_path().string(), error.message());
+    checkpoint::make_folder(path.parent_path());
     // With its first line, since MLflow cannot read a run that has an empty file.
     files_.emplace(name, writer_.add(path, line));
   };

@@ -17,8 +17,10 @@
 #include <string_view>
 
 #if FULMEN_BODIES
+#include <fulmen/checkpoint/crc32.hpp>
 #include <fulmen/error.hpp>
 #include <fulmen/loggers/hyperparameters.hpp>
+#include <fulmen/shape_text.hpp>
 
 #include <unistd.h>
 
@@ -39,8 +41,6 @@
 #define FULMEN_WITH_ZLIB 0
 #endif
 #if FULMEN_WITH_ZLIB
-#include <fulmen/checkpoint/crc32.hpp>
-
 #include <zlib.h>
 #endif
 #endif
@@ -133,21 +133,12 @@ std::string record(std::string_view event);
 namespace detail::tensorboard {
 
 // CRC-32C (Castagnoli; RFC 3720, appendix B.4), reflected.
-consteval std::array<std::uint32_t, 256> make_crc32c_table() {
-  std::array<std::uint32_t, 256> table{};
-  for (std::uint32_t byte = 0; byte < 256; ++byte) {
-    std::uint32_t crc = byte;
-    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0x82F63B78u : 0u);
-    table[byte] = crc;
-  }
-  return table;
-}
-inline constexpr auto crc32c_table = make_crc32c_table();
+inline constexpr auto crc32c_tables = checkpoint::detail::make_crc32_tables(0x82F63B78);
 
 // Masked, as TFRecord files have it: the CRC of bytes that hold their own CRC would not tell much.
 FULMEN_INLINE std::uint32_t masked_crc32c(std::string_view bytes) {
-  std::uint32_t crc = ~0u;
-  for (const char c : bytes) crc = (crc >> 8) ^ crc32c_table[(crc ^ static_cast<unsigned char>(c)) & 0xFF];
+  const auto* data = reinterpret_cast<const unsigned char*>(bytes.data());
+  const std::uint32_t crc = checkpoint::detail::crc32_by_table(~0u, data, bytes.size(), crc32c_tables);
   return std::rotr(~crc, 15) + 0xA282EAD8u;
 }
 
@@ -364,10 +355,10 @@ FULMEN_INLINE std::string image_event(double wall_time, std::int64_t step, std::
                     image.numel() > 0 && (image.scalar_type() == at::kByte || image.is_floating_point());
   if (!fits) {
     fail<std::invalid_argument>(
-        "image '{}' is {} of shape [{}], expected [channels, height, width] of uint8 or floating "
+        "image '{}' is {} of shape {}, expected [channels, height, width] of uint8 or floating "
         "point, with 1 to 4 channels",
         tag, image.defined() ? c10::toString(image.scalar_type()) : "undefined",
-        image.defined() ? detail::sizes_text(image) : "");
+        image.defined() ? detail::shape_text(image.sizes()) : "[]");
   }
   at::Tensor hwc = image.detach().permute({1, 2, 0}).cpu();
   if (image.is_floating_point()) {

@@ -22,7 +22,20 @@ namespace fulmen {
 
 namespace detail {
 struct LoopAccess;
-}
+
+/// Where training is inside an epoch: what a checkpoint saved there needs, to go on as if nothing had happened.
+struct EpochProgress {
+  bool running = false;           ///< since on_train_epoch_start was called
+  std::int64_t done = 0;          ///< batches trained on
+  bool last = false;              ///< whether the last of them is the epoch's last
+  std::int64_t told = 0;          ///< those of them that are in total_batches_ and logged_steps_
+  std::int64_t without_step = 0;  ///< batches not told of yet that no optimizer step followed
+  // After how many batches the last one's values went to the loggers, and after how many validation was over (or not due).
+  // The loop looks at neither after most batches.
+  std::int64_t logged_at = 0, validated_at = 0;
+  at::Tensor validation_generator{};  ///< the default generator's state when the validation that runs now began
+};
+}  // namespace detail
 
 /// The part of the context that does not depend on the Trainer's type, so that code in a .cpp file can name it.
 /// Hooks that want the module, the optimizers or the callbacks take `auto& ctx` and get the TrainerContext behind it.
@@ -46,6 +59,9 @@ class Context {
   std::int64_t batch_idx() const { return batch_idx_; }
   /// Index of the running loader among several of one stage, from 0.
   std::int64_t dataloader_idx() const { return dataloader_idx_; }
+  /// In on_train_start of a run that goes on in the middle of an epoch: how many of its batches were done before (that epoch's
+  /// on_train_epoch_start is not called again). Else 0.
+  std::int64_t resumed_at() const { return resumed_at_; }
   /// Batches whose gradients make one optimizer step.
   std::int64_t accumulate_grad_batches() const { return accumulate_; }
   /// Changes that from the next batch on: for schedules by epoch, in on_train_epoch_start.
@@ -88,8 +104,10 @@ class Context {
   /// Ends fit after the running batch, once min_epochs and min_steps are reached.
   void request_stop() { should_stop_ = true; }
   bool should_stop() const { return should_stop_; }
-  /// Whether Ctrl-C ended the run.
-  bool interrupted() const { return interrupted_; }
+  /// Whether Ctrl-C, SIGTERM or SIGUSR1 ended the run.
+  bool interrupted() const { return interrupted_ != 0; }
+  /// Which signal did; 0: none.
+  int interrupted_by() const { return interrupted_; }
 
   /// The folder of this run (`runs/<name>/version_N`), made on first use; empty where nothing is to be written.
   /// @throws std::runtime_error naming the folder if it cannot be made.
@@ -97,6 +115,10 @@ class Context {
     if (run_dir_.empty() && writes_files()) make_run_dir();
     return run_dir_;
   }
+  /// The checkpoint that the running stage began with, or the last one did; empty: none.
+  const std::filesystem::path& ckpt_path() const { return ckpt_path_; }
+  /// Whether this run has made its folder.
+  bool has_run_dir() const { return !run_dir_.empty(); }
   bool writes_files() const { return options_.fast_dev_run == 0; }
 
  protected:
@@ -121,14 +143,18 @@ class Context {
   bool by_step_ = false;   // inside a training batch
   bool in_batch_ = false;  // inside an evaluation batch
   bool should_stop_ = false;
-  bool interrupted_ = false;
+  bool out_of_time_ = false;  // it was max_time that asked to stop
+  bool training_ = false;  // since on_train_start was called, and until on_train_end is
   bool epoch_over_ = false;
-  std::int64_t epoch_ = 0, global_step_ = 0, batch_idx_ = 0, batch_size_ = 1, dataloader_idx_ = 0, accumulate_ = 1;
+  bool resumes_ = false;  // a checkpoint was loaded, and fit has not begun since
+  int interrupted_ = 0;
+  std::int64_t epoch_ = 0, global_step_ = 0, batch_idx_ = 0, batch_size_ = 1, dataloader_idx_ = 0, accumulate_ = 1, resumed_at_ = 0;
   std::int64_t logged_steps_ = 0, total_batches_ = 0;
+  detail::EpochProgress progress_;
   bool several_loaders_ = false;
   std::optional<std::int64_t> num_batches_;
   at::Device device_ = at::kCPU;
-  std::filesystem::path run_dir_;
+  std::filesystem::path run_dir_, ckpt_path_;
 };
 
 #if FULMEN_BODIES

@@ -35,6 +35,7 @@ struct Validation {
   using End = hooks::on_validation_end;
   using ModelTrain = hooks::on_validation_model_train;
   static constexpr Phase phase = Phase::validation;
+  static constexpr FixedString prefix{"val"};
   static constexpr auto loss_name = [] { return LogName("val/loss"); };
 };
 struct Test {
@@ -50,6 +51,7 @@ struct Test {
   using End = hooks::on_test_end;
   using ModelTrain = hooks::on_test_model_train;
   static constexpr Phase phase = Phase::test;
+  static constexpr FixedString prefix{"test"};
   static constexpr auto loss_name = [] { return LogName("test/loss"); };
 };
 struct Predict {
@@ -63,6 +65,7 @@ struct Predict {
   using End = hooks::on_predict_end;
   using ModelTrain = hooks::on_predict_model_train;
   static constexpr Phase phase = Phase::predict;
+  static constexpr FixedString prefix{"predict"};
 };
 
 /// The modes of a module and of each of its submodules, to be put back after evaluation.
@@ -131,8 +134,8 @@ class PhaseScope {
 };
 
 inline bool interrupted(Context& ctx) {
-  if (InterruptScope::requested()) [[unlikely]] LoopAccess::interrupted(ctx) = true;
-  return LoopAccess::interrupted(ctx);
+  if (InterruptScope::requested()) [[unlikely]] LoopAccess::interrupted(ctx) = InterruptScope::signal();
+  return ctx.interrupted();
 }
 
 /// Takes a batch through the module's (or data module's) transfer actions to the device; `move` is whether the loop moves
@@ -143,6 +146,7 @@ void transfer(Ctx& ctx, L& loader, Batch& batch, bool move) {
   at::Device device = ctx.device();
   const auto by = [&]<class Action>(std::type_identity<Action>, auto& participant, auto&... args) {
     using P = std::remove_cvref_t<decltype(participant)>;
+    const auto measured = measure<Action, P>(ctx);
     constexpr int arity = Arity<Action, P, Ctx, Batch, std::remove_cvref_t<decltype(args)>...>::value;
     if constexpr (arity < 0) {
       tell<Action>(participant, ctx, batch, args...);  // says what is wrong
@@ -168,7 +172,7 @@ void transfer(Ctx& ctx, L& loader, Batch& batch, bool move) {
     return false;
   };
   act(std::type_identity<hooks::on_before_batch_transfer>{}, dataloader_idx);
-  if (!act(std::type_identity<hooks::transfer_batch_to_device>{}, device, dataloader_idx) && move) move_to(batch, device);
+  if (!act(std::type_identity<hooks::transfer_batch_to_device>{}, device, dataloader_idx) && move) move_measured(ctx, batch);
   act(std::type_identity<hooks::on_after_batch_transfer>{}, dataloader_idx);
 }
 
@@ -178,8 +182,10 @@ decltype(auto) raw_evaluation_step(Ctx& ctx, Batch& batch, std::int64_t batch_id
   if constexpr (answers<typename E::Step, typename Ctx::Module>) {
     return call_step<typename E::Step>(ctx.module(), ctx, batch, batch_idx, ctx.dataloader_idx());
   } else if constexpr (std::is_same_v<E, Predict>) {
+    const auto measured = measure<hooks::predict_step, None>(ctx);
     return default_predict_step(ctx, batch, batch_idx);
   } else {
+    const auto measured = measure<typename E::Step, None>(ctx);
     return inference<typename E::Step>(ctx, batch, batch_idx, E::loss_name);
   }
 }
@@ -208,6 +214,12 @@ auto evaluation_step(Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
 /// Says which loader is empty: the running one.
 [[noreturn, gnu::cold]] void fail_for_empty_loader(Context& ctx);
 
+/// Notes, for a checkpoint saved from now on, that the validation inside fit need not be done again.
+inline void validation_is_over(Context& ctx) {
+  LoopAccess::progress(ctx).validated_at = LoopAccess::progress(ctx).done;
+  LoopAccess::progress(ctx).validation_generator.reset();
+}
+
 /// Ends an epoch whose first values are in `results`: adds what was logged after them.
 void end_epoch(Context& ctx, Phase phase, Metrics& results);
 
@@ -217,7 +229,7 @@ std::int64_t evaluate_loader(Ctx& ctx, L& loader, std::optional<std::int64_t> li
   LoopAccess::num_batches(ctx) = limit;
   const Unshuffled unshuffled(loader, ctx.stage() == Stage::fit && !ctx.options().overfit_batches.is_zero());
   std::int64_t batch_idx = 0, dataloader_idx = ctx.dataloader_idx();
-  for (auto&& item : loader) {
+  for (auto&& item : measured_loader<E::prefix>(ctx, loader)) {
     auto batch = std::forward<decltype(item)>(item);
     LoopAccess::batch_idx(ctx) = batch_idx;
     LoopAccess::batch_size(ctx) = batch_size(batch);
@@ -239,6 +251,7 @@ std::int64_t evaluate_loader(Ctx& ctx, L& loader, std::optional<std::int64_t> li
     LoopAccess::in_batch(ctx) = false;
     ctx.log_evaluation_step();
     ++batch_idx;
+    tell_profiler<ProfilerStep>(ctx);
     if (interrupted(ctx) || (limit && batch_idx >= *limit)) break;
   }
   if (batch_idx == 0 && !ctx.interrupted()) fail_for_empty_loader(ctx);
@@ -302,6 +315,7 @@ void evaluation_pass(Ctx& ctx, L& loaders, LimitOf&& limit_of, Phase phase, Use&
     end_epoch(ctx, phase, results);
     if (phase != Phase::sanity_check) ctx.log_metrics(results);
     if constexpr (requires { predictions.write(ctx); }) predictions.write(ctx);
+    if (phase == Phase::validation) validation_is_over(ctx);
     ctx.template tell_all<typename E::End>();
   }
   eval.leave();

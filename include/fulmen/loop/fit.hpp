@@ -2,10 +2,11 @@
 #pragma once
 
 #include <fulmen/data/data_module.hpp>
+#include <fulmen/data/position.hpp>
 #include <fulmen/loop/evaluate.hpp>
 #include <fulmen/optim/clip.hpp>
+#include <fulmen/seed.hpp>
 
-#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/anomaly_mode.h>
 
@@ -16,26 +17,7 @@
 #include <utility>
 #include <vector>
 
-#if FULMEN_BODIES
-#include <ATen/CPUGeneratorImpl.h>
-
-#include <mutex>
-#endif
-
 namespace fulmen::detail {
-
-/// Puts the default generator back as it was, so that the sanity check does not change what training draws.
-class IsolatedGenerator {
- public:
-  IsolatedGenerator();
-  ~IsolatedGenerator();
-  IsolatedGenerator(const IsolatedGenerator&) = delete;
-  IsolatedGenerator& operator=(const IsolatedGenerator&) = delete;
-
- private:
-  at::Generator generator_;
-  at::Tensor state_;
-};
 
 /// The outputs of one training batch: the module's own training_step or the default one, then training_step_end.
 template <class Ctx, class Batch>
@@ -76,7 +58,16 @@ enum class BatchResult : std::uint8_t { accumulated, stepped };
 template <class Ctx, class Batch, class Use>
 BatchResult train_batch(Ctx& ctx, Batch& batch, std::int64_t batch_idx, bool last, Use&& use) {
   using M = typename Ctx::Module;
-  const auto end = [&](auto& outputs) { ctx.template tell_all<hooks::on_train_batch_end>(outputs, batch, batch_idx); };
+  auto measured = measure<"run_training_batch">(ctx);
+  const auto end = [&](auto& outputs) {
+    measured.stop();
+    // For those that save a checkpoint there.
+    if constexpr (Ctx::template anybody<hooks::on_train_batch_end>) {
+      LoopAccess::progress(ctx).done = batch_idx + 1;
+      LoopAccess::progress(ctx).last = last;
+    }
+    ctx.template tell_all<hooks::on_train_batch_end>(outputs, batch, batch_idx);
+  };
   using Outputs = decltype(training_step(ctx, batch, batch_idx));
   if constexpr (!automatic_optimization<M>()) {
     if constexpr (std::is_void_v<Outputs>) {
@@ -133,6 +124,7 @@ BatchResult train_batch(Ctx& ctx, Batch& batch, std::int64_t batch_idx, bool las
       ctx.template advance_schedulers<Interval::step, false>(batch_idx);
     } else {
       gradients();
+      ++LoopAccess::progress(ctx).without_step;
     }
     // Before this epoch's validation, as in Lightning.
     if (last) ctx.template advance_schedulers<Interval::epoch, false>(ctx.epoch());
@@ -149,8 +141,9 @@ template <class Ctx, class Batch>
 bool skips_epoch(Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
   using Hook = hooks::on_train_batch_start;
   using M = typename Ctx::Module;
-  std::apply([&](auto&... callback) { (tell<Hook>(callback, ctx, batch, batch_idx), ...); }, ctx.callbacks());
+  std::apply([&](auto&... callback) { (tell_measured<Hook>(callback, ctx, batch, batch_idx), ...); }, ctx.callbacks());
   if constexpr (answers<Hook, M>) {
+    const auto measured = measure<Hook, M>(ctx);
     constexpr int arity = Arity<Hook, M, Ctx, Batch, std::int64_t>::value;
     if constexpr (arity < 0) {
       tell<Hook>(ctx.module(), ctx, batch, batch_idx);  // says what is wrong
@@ -188,6 +181,8 @@ void validate_in_fit(Ctx& ctx, Val& val, bool accumulating) {
       ctx.template act<hooks::on_validation_model_zero_grad>(
           [&] { std::apply([](auto&... optimizer) { (optimizer.zero_grad(), ...); }, ctx.optimizers()); });
     }
+    LoopAccess::progress(ctx).validation_generator = generator_state();
+    if constexpr (Ctx::has_loggers) ctx.evaluated_before() = ctx.evaluated_batches().state_dict();
     evaluation_pass<Validation>(
         ctx, val.loader(ctx.epoch()), [&](auto& l) { return batch_limit(ctx, o.limit_val_batches, loader_size(l), "limit_val_batches"); },
         Phase::validation, [](auto&&) {});
@@ -203,28 +198,58 @@ inline bool validates(const Options& o, std::int64_t epoch) {
 /// After how many batches validation runs; nothing: at the epoch's end.
 std::optional<std::int64_t> validation_interval(const Options& o, std::optional<std::int64_t> batches);
 
-/// Counts what the context is told before anybody looks, and when the epoch is left in whatever way: the batches done, which
-/// `batch_idx` is the number of, and the optimizer's steps.
-class BatchCounts {
+/// Counts the batches done when an exception leaves the epoch. (Without a reference to the loop's variables, which are to be in
+/// registers.)
+class LeftEpoch {
  public:
-  BatchCounts(Context& ctx, const std::int64_t& batch_idx) : ctx_(&ctx), batch_idx_(&batch_idx) {}
-  ~BatchCounts() { tell(); }
-  BatchCounts(const BatchCounts&) = delete;
-  BatchCounts& operator=(const BatchCounts&) = delete;
-
-  /// To be said of each batch. Counts those without a step, so that nothing is left of it where each has one.
-  void stepped(bool yes) { without_step_ += !yes; }
-  void tell() {
-    const std::int64_t batches = *batch_idx_ - std::exchange(told_, *batch_idx_);
-    LoopAccess::total_batches(*ctx_) += batches;
-    LoopAccess::logged_steps(*ctx_) += batches - std::exchange(without_step_, 0);
-  }
+  explicit LeftEpoch(Context& ctx) : ctx_(ctx) {}
+  ~LeftEpoch();
+  LeftEpoch(const LeftEpoch&) = delete;
+  LeftEpoch& operator=(const LeftEpoch&) = delete;
 
  private:
-  Context* ctx_;
-  const std::int64_t* batch_idx_;
-  std::int64_t told_ = 0, without_step_ = 0;
+  Context& ctx_;
 };
+
+/// What can be due after a batch, in one epoch.
+struct DuePlan {
+  bool validates;                         ///< whether validation may run in this epoch
+  std::optional<std::int64_t> interval;   ///< after how many batches it does; nothing: after the last one
+  const std::optional<std::chrono::steady_clock::time_point>& deadline;
+
+  /// The number that `interval` divides.
+  std::int64_t count(Context& ctx, std::int64_t done) const {
+    return ctx.options().check_val_every_n_epoch == 0 ? LoopAccess::total_batches(ctx) : done;
+  }
+};
+
+/// Logs, looks at the clock and validates, where it is time to; all but what a resumed run had done already.
+/// @param done batches of this epoch @return whether the epoch goes on
+template <class Ctx, class Val>
+[[gnu::noinline]] bool after_batch(Ctx& ctx, [[maybe_unused]] Val& val, const DuePlan& plan, std::int64_t done, bool stepped, bool last) {
+  EpochProgress& progress = LoopAccess::progress(ctx);
+  tell_progress(ctx, done);
+  progress.last = last;
+  LoopAccess::by_step(ctx) = false;
+  if (stepped && progress.logged_at != done && LoopAccess::logged_steps(ctx) % ctx.options().log_every_n_steps == 0) {
+    ctx.log_metrics(ctx.metrics().step_metrics(Phase::train));
+  }
+  progress.logged_at = done;
+  if (plan.deadline && std::chrono::steady_clock::now() >= *plan.deadline) [[unlikely]] {
+    LoopAccess::out_of_time(ctx) = !ctx.should_stop();
+    ctx.request_stop();
+  }
+  if (interrupted(ctx)) return false;
+  if constexpr (!is_none<Val>) {
+    if (plan.validates && progress.validated_at != done &&
+        (may_stop(ctx) || (plan.interval ? plan.count(ctx, done) % *plan.interval == 0 : last))) {
+      validate_in_fit(ctx, val, !stepped);
+      if (ctx.interrupted()) return false;
+    }
+  }
+  progress.validated_at = done;
+  return !last && !training_done(ctx);
+}
 
 /// Not inlined, so that its loop has the registers to itself, and a profile shows it.
 template <class Ctx, class Source, class Val>
@@ -232,104 +257,117 @@ template <class Ctx, class Source, class Val>
   const Options& o = ctx.options();
   using M = typename Ctx::Module;
   auto& train = source.loader(ctx.epoch());
+  using Train = std::remove_reference_t<decltype(train)>;
   const Unshuffled unshuffled(train, !o.overfit_batches.is_zero());
   const auto limit = batch_limit(ctx, o.limit_train_batches, loader_size(train), "limit_train_batches");
   LoopAccess::num_batches(ctx) = limit;
   const bool may_validate = !is_none<Val> && !o.limit_val_batches.is_zero();
-  const auto interval = may_validate ? validation_interval(o, limit) : std::nullopt;
-  const bool validates_this_epoch = !is_none<Val> && validates(o, ctx.epoch());
-  ctx.template tell_all<hooks::on_train_epoch_start>();
+  const DuePlan plan{!is_none<Val> && validates(o, ctx.epoch()), may_validate ? validation_interval(o, limit) : std::nullopt, deadline};
+  EpochProgress& progress = LoopAccess::progress(ctx);
+  const bool resumes = progress.running;
+  if (!resumes) ctx.template tell_all<hooks::on_train_epoch_start>();
+  progress.running = true;
 
   constexpr bool keeps_outputs = answers<hooks::training_epoch_end, M>;
-  using Batch = BatchOf<decltype(train)>;
-  using Outputs = decltype(training_step(ctx, std::declval<Batch&>(), 0));
+  using Outputs = decltype(training_step(ctx, std::declval<BatchOf<Train>&>(), 0));
   std::vector<std::conditional_t<keeps_outputs && !std::is_void_v<Outputs>, Outputs, None>> all;
   const auto use = [&](auto& outputs) {
     if constexpr (keeps_outputs) all.push_back(outputs);
   };
 
-  std::int64_t batch_idx = 0;
+  std::int64_t batch_idx = progress.done;
   // The next batch after which something can be due besides an end that somebody asks for. Up to there the loop looks at no
   // option.
   const auto next_due = [&]() -> std::int64_t {
     if (!limit || deadline || o.max_steps >= 0) return batch_idx;
     std::int64_t quiet = std::min(*limit - 1 - batch_idx, o.log_every_n_steps - 1 - LoopAccess::logged_steps(ctx) % o.log_every_n_steps);
-    if (validates_this_epoch && interval) {
-      const std::int64_t count = o.check_val_every_n_epoch == 0 ? LoopAccess::total_batches(ctx) : batch_idx;
-      quiet = std::min(quiet, *interval - 1 - count % *interval);
-    }
+    if (plan.validates && plan.interval) quiet = std::min(quiet, *plan.interval - 1 - plan.count(ctx, batch_idx) % *plan.interval);
     return batch_idx + quiet;
   };
-  auto it = train.begin();
-  const auto end = train.end();
-  const auto has_batch = [&] { return (!limit || batch_idx < *limit) && it != end; };
-  const auto is_last = [&] { return limit && batch_idx + 1 == *limit; };
-  std::int64_t due = next_due();
-  bool more = has_batch(), last = is_last(), skipped = false;
-  BatchCounts counts(ctx, batch_idx);
-  LoopAccess::by_step(ctx) = true;
-  while (more) {
-    auto batch = *it;
-    if constexpr (!has_size<decltype(train)>) {
-      // Where the size is unknown, only the next item tells whether this one is the last.
-      if (!limit) {
-        ++it;
-        last = !(it != end);
-      }
-    }
-    LoopAccess::batch_idx(ctx) = batch_idx;
-    LoopAccess::batch_size(ctx) = batch_size(batch);
-    transfer(ctx, train, batch, true);
-    if (skips_epoch(ctx, batch, batch_idx)) {
-      LoopAccess::by_step(ctx) = false;
-      ctx.template advance_schedulers<Interval::epoch, false>(ctx.epoch());
-      skipped = true;
-      break;
-    }
-    const bool stepped = train_batch(ctx, batch, batch_idx, last, use) == BatchResult::stepped;
-    ++batch_idx;
-    counts.stepped(stepped);
-    if (batch_idx < due && !ctx.should_stop() && !InterruptScope::requested()) [[likely]] {
-      ++it;
-      more = it != end;
-      continue;
-    }
-    counts.tell();
-    LoopAccess::by_step(ctx) = false;
-    if (stepped && LoopAccess::logged_steps(ctx) % o.log_every_n_steps == 0) {
-      ctx.log_metrics(ctx.metrics().step_metrics(Phase::train));
-    }
-    if (deadline && std::chrono::steady_clock::now() >= *deadline) [[unlikely]] ctx.request_stop();
-    if (interrupted(ctx)) break;
-    if constexpr (!is_none<Val>) {
-      if (validates_this_epoch) {
-        const std::int64_t count = o.check_val_every_n_epoch == 0 ? LoopAccess::total_batches(ctx) : batch_idx;
-        if (may_stop(ctx) || (interval ? count % *interval == 0 : last)) {
-          validate_in_fit(ctx, val, !stepped);
-          if (ctx.interrupted()) break;
+  LoaderPosition<Train> position;
+  if (const std::optional<State> state = std::exchange(ctx.loader_state(), std::nullopt)) position.go_on(train, *state);
+  // For whoever saves a checkpoint.
+  const auto where = [&] {
+    source.note_state(ctx);
+    return position.state(train);
+  };
+  const typename Ctx::WalkScope walk(ctx, where);
+  auto measured = measure<"run_training_epoch">(ctx);
+  bool more = true, skipped = false;
+  if (batch_idx > 0) {
+    const bool was_last = limit ? batch_idx >= *limit : progress.last;
+    const bool stepped = !automatic_optimization<M>() || batch_idx % ctx.accumulate_grad_batches() == 0 || was_last;
+    more = after_batch(ctx, val, plan, batch_idx, stepped, was_last);
+  }
+  if (more) {
+    auto advance = measure<"train_dataloader_advance">(ctx);
+    auto it = measured_iterator<"train">(ctx, position.begin(train, batch_idx));
+    advance.stop();
+    const auto end = train.end();
+    const auto has_batch = [&] { return (!limit || batch_idx < *limit) && it != end; };
+    const auto is_last = [&] { return limit && batch_idx + 1 == *limit; };
+    const auto begin_batches = [&] {
+      LoopAccess::batch_idx(ctx) = batch_idx;
+      LoopAccess::by_step(ctx) = true;
+    };
+    std::int64_t due = next_due();
+    more = has_batch();
+    bool last = is_last();
+    const LeftEpoch left(ctx);
+    if (more) begin_batches();
+    while (more) {
+      auto batch = *it;
+      if constexpr (!has_size<Train>) {
+        // Where the size is unknown, only the next item tells whether this one is the last.
+        if (!limit) {
+          ++it;
+          last = !(it != end);
         }
       }
+      LoopAccess::batch_size(ctx) = batch_size(batch);
+      transfer(ctx, train, batch, true);
+      if (skips_epoch(ctx, batch, batch_idx)) {
+        LoopAccess::by_step(ctx) = false;
+        ctx.template advance_schedulers<Interval::epoch, false>(ctx.epoch());
+        skipped = true;
+        break;
+      }
+      const bool stepped = train_batch(ctx, batch, batch_idx, last, use) == BatchResult::stepped;
+      ++batch_idx;
+      tell_profiler<ProfilerStep>(ctx);
+      if (batch_idx < due && !ctx.should_stop() && !InterruptScope::requested()) [[likely]] {
+        LoopAccess::batch_idx(ctx) = batch_idx;
+        ++it;
+        more = it != end;
+        continue;
+      }
+      if (!after_batch(ctx, val, plan, batch_idx, stepped, last)) break;
+      if (limit) ++it;
+      due = next_due();
+      more = has_batch();
+      last = is_last();
+      begin_batches();
     }
-    if (last || training_done(ctx)) break;
-    if (limit) ++it;
-    due = next_due();
-    more = has_batch();
-    last = is_last();
-    LoopAccess::by_step(ctx) = true;
+    LoopAccess::by_step(ctx) = false;
   }
-  LoopAccess::by_step(ctx) = false;
+  measured.stop();
+  tell_progress(ctx, batch_idx);
   source.note_state(ctx);
-  if (ctx.interrupted()) return;
+  if (ctx.interrupted()) {
+    ctx.loader_state() = position.state(train);
+    return;
+  }
   if (batch_idx == 0 && !skipped) fail<std::invalid_argument>("fit: the training loader is empty, expected at least one batch");
   if constexpr (keeps_outputs) call_outputs<hooks::training_epoch_end>(ctx.module(), ctx, all);
   LoopAccess::epoch_over(ctx) = true;
   // Reduced before the hook, so that callbacks can read the epoch's values, and after it, for what is logged there.
   Metrics results = ctx.metrics().end_epoch(Phase::train, /*last=*/false);
   ctx.template tell_all<hooks::on_train_epoch_end>();
-  const Metrics late = ctx.metrics().end_epoch(Phase::train);
-  results.insert(results.end(), late.begin(), late.end());
+  end_epoch(ctx, Phase::train, results);
   ctx.log_metrics(results);
   ctx.template advance_schedulers<Interval::epoch, true>(ctx.epoch());
+  // When nothing else is left to be done in this epoch.
+  ctx.template tell_savers<hooks::on_train_epoch_end>();
 }
 
 /// @param train,val where the loaders come from: see data/data_module.hpp; val is None where there is none
@@ -339,9 +377,15 @@ void fit(Ctx& ctx, Train& train, Val& val) {
   ctx.bind();
   ctx.template tell_all<hooks::on_fit_start>();
   const std::int64_t max_epochs = o.fast_dev_run > 0 ? ctx.epoch() + 1 : o.max_epochs;
-  LoopAccess::should_stop(ctx) = LoopAccess::epoch_over(ctx) = false;
+  EpochProgress& progress = LoopAccess::progress(ctx);
+  const bool loaded = std::exchange(LoopAccess::resumes(ctx), false);
+  if (!loaded) LoopAccess::should_stop(ctx) = false;
+  LoopAccess::epoch_over(ctx) = LoopAccess::out_of_time(ctx) = false;
+  if (loaded && max_epochs >= 0 && ctx.epoch() > max_epochs) {
+    fail<std::invalid_argument>("Options::max_epochs is {}, but the checkpoint is from a run of {} epochs", max_epochs, ctx.epoch());
+  }
   if constexpr (!is_none<Val>) {
-    if (o.num_sanity_val_steps != 0 && o.fast_dev_run == 0 && !o.limit_val_batches.is_zero()) {
+    if (!progress.running && o.num_sanity_val_steps != 0 && o.fast_dev_run == 0 && !o.limit_val_batches.is_zero()) {
       const IsolatedGenerator isolated;
       const PhaseScope scope(ctx, Phase::sanity_check);
       ctx.template tell_all<hooks::on_sanity_check_start>();
@@ -356,7 +400,9 @@ void fit(Ctx& ctx, Train& train, Val& val) {
     }
   }
   const auto more = [&] {
-    return !o.limit_train_batches.is_zero() && (max_epochs < 0 || ctx.epoch() < max_epochs) && !training_done(ctx);
+    if (o.limit_train_batches.is_zero()) return false;
+    // An epoch under way is brought to its end in order even if it was to be the last thing.
+    return progress.running || ((max_epochs < 0 || ctx.epoch() < max_epochs) && !interrupted(ctx) && !training_done(ctx));
   };
   if (!o.limit_train_batches.is_zero()) {
     // A data module makes its loaders here, before anybody hears that training starts.
@@ -365,7 +411,9 @@ void fit(Ctx& ctx, Train& train, Val& val) {
       if (validates(o, ctx.epoch())) val.loader(ctx.epoch());
     }
   }
-  if (more()) {
+  // What was loaded may be from the end of the last epoch: then only on_train_end is left to be done.
+  const bool unfinished = std::exchange(LoopAccess::training(ctx), false) && loaded;
+  if (more() || (unfinished && !interrupted(ctx))) {
     std::optional<torch::autograd::DetectAnomalyGuard> anomaly;
     if (o.detect_anomaly) anomaly.emplace();
     std::optional<std::chrono::steady_clock::time_point> deadline;
@@ -373,27 +421,38 @@ void fit(Ctx& ctx, Train& train, Val& val) {
       deadline = std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::steady_clock::duration>(o.max_time);
     }
     const PhaseScope scope(ctx, Phase::train);
-    ctx.metrics().begin_epoch(Phase::train);  // before on_train_start, whose values are the first epoch's
+    if (!progress.running) ctx.metrics().begin_epoch(Phase::train);  // before on_train_start, whose values are the first epoch's
+    LoopAccess::training(ctx) = true;
+    LoopAccess::num_batches(ctx) = batch_limit(ctx, o.limit_train_batches, loader_size(train.loader(ctx.epoch())), "limit_train_batches");
+    LoopAccess::resumed_at(ctx) = progress.done;
     ctx.template tell_all<hooks::on_train_start>();
+    LoopAccess::resumed_at(ctx) = 0;
     while (more()) {
       train_epoch(ctx, train, val, deadline);
+      if (ctx.interrupted()) break;
+      progress = {};
+      LoopAccess::epoch_over(ctx) = false;
+      ++LoopAccess::epoch(ctx);
       ctx.metrics().begin_epoch(Phase::train);
-      if (std::exchange(LoopAccess::epoch_over(ctx), false)) ++LoopAccess::epoch(ctx);
     }
-    if (!ctx.interrupted()) ctx.template tell_all<hooks::on_train_end>();
+    if (!ctx.interrupted()) {
+      LoopAccess::training(ctx) = false;
+      // That of the last epoch: no other is made for this.
+      auto& loader = train.loader(std::max<std::int64_t>(0, ctx.epoch() - 1));
+      ctx.template tell_all<hooks::on_train_end>(loader);
+    }
   }
   if (!ctx.interrupted()) ctx.template tell_all<hooks::on_fit_end>();
 }
 
 #if FULMEN_BODIES
-FULMEN_INLINE IsolatedGenerator::IsolatedGenerator() : generator_(at::detail::getDefaultCPUGenerator()) {
-  const std::lock_guard lock(generator_.mutex());
-  state_ = generator_.get_state();
-}
-
-FULMEN_INLINE IsolatedGenerator::~IsolatedGenerator() {
-  const std::lock_guard lock(generator_.mutex());
-  generator_.set_state(state_);
+FULMEN_INLINE LeftEpoch::~LeftEpoch() {
+  if (!LoopAccess::by_step(ctx_)) return;
+  EpochProgress& progress = LoopAccess::progress(ctx_);
+  const std::int64_t done = std::max(progress.done, ctx_.batch_idx());
+  // What follows the batch before this one is done.
+  if (done == ctx_.batch_idx()) progress.logged_at = progress.validated_at = done;
+  tell_progress(ctx_, done);
 }
 
 FULMEN_INLINE std::optional<std::int64_t> validation_interval(const Options& o, std::optional<std::int64_t> batches) {

@@ -77,7 +77,7 @@
   HOOK(on_predict_model_train, action, in_predict, (ctx), "instead of putting each submodule back into the mode it had")                                                       \
   HOOK(training_epoch_end, step, in_fit, (ctx, all_outputs), "all outputs of the epoch in a std::vector; kept only if this is there")                                          \
   HOOK(on_train_epoch_end, hook, in_fit, (ctx), "the epoch is over; callbacks that save come last")                                                                            \
-  HOOK(on_train_end, hook, in_fit, (ctx), "after the last epoch")                                                                                                              \
+  HOOK(on_train_end, hook, in_fit, (ctx, train_loader), "after the last epoch, with the loader it had")                                                                        \
   HOOK(on_fit_end, hook, in_fit, (ctx), "fit is over")                                                                                                                         \
   HOOK(inference_step, step, in_all, (ctx, batch, batch_idx, dataloader_idx), "the prediction that the default evaluation steps share")                                        \
   HOOK(on_exception, hook, in_all, (ctx, exception), "an exception or Ctrl-C ends the stage; the exception goes on afterwards")                                                \
@@ -107,6 +107,7 @@ struct closure;
 struct scheduler;
 struct metric;
 struct exception;
+struct train_loader;
 struct checkpoint;
 
 #define FULMEN_DECLARE_HOOK(NAME, KIND, STAGES, ARGUMENTS, DOC)                                          \

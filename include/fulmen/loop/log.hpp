@@ -18,11 +18,15 @@
 #include <vector>
 
 #if FULMEN_BODIES
+#include <fulmen/checkpoint/state.hpp>
+
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 #endif
 
 namespace fulmen {
+
+class State;
 
 namespace detail {
 /// FNV-1a, 64 bits.
@@ -217,6 +221,11 @@ class MetricStore {
   /// What a phase's last run came to, in the order of logging.
   Metrics results(Phase phase) const;
 
+  /// All values, with what a running epoch has accumulated. Not the metric objects: they are saved where they live, and are
+  /// known again when they are next logged. Waits for the device.
+  State state_dict();
+  void load_state_dict(const State& state);
+
  private:
   struct Slot {
     std::uint64_t key;
@@ -239,6 +248,8 @@ class MetricStore {
     double (*compute)(void*) = nullptr;
     void (*reset_object)(void*) = nullptr;
 
+    /// Sets the names of a value called `base`.
+    void set_name(std::string_view base);
     std::string_view step_name() const { return on_epoch ? names[0] : name; }
     std::string_view epoch_name() const { return on_step ? names[1] : name; }
     bool forks() const { return on_step && on_epoch; }
@@ -270,8 +281,7 @@ class MetricStore {
   }
 
   Slot& slot_for(LogName name, const LogOptions& options, const LogPlace& place) {
-    const std::uint64_t where = static_cast<std::uint64_t>(place.phase) + 16 * static_cast<std::uint64_t>(loader_of(options, place) + 1);
-    const std::uint64_t key = name.hash() + where * 0x9e3779b97f4a7c15u;
+    const std::uint64_t key = key_of(name, place.phase, loader_of(options, place));
     const std::size_t mask = index_.size() - 1;
     for (std::size_t at = key & mask; !index_.empty(); at = (at + 1) & mask) {
       const std::int32_t i = index_[at];
@@ -282,7 +292,13 @@ class MetricStore {
     return insert(key, name, options, place);
   }
 
+  static std::uint64_t key_of(LogName name, Phase phase, std::int64_t loader) {
+    const std::uint64_t where = static_cast<std::uint64_t>(phase) + 16 * static_cast<std::uint64_t>(loader + 1);
+    return name.hash() + where * 0x9e3779b97f4a7c15u;
+  }
+
   [[gnu::cold]] Slot& insert(std::uint64_t key, LogName name, const LogOptions& options, const LogPlace& place);
+  Slot& add(Slot slot);
   [[noreturn, gnu::cold]] static void refuse(LogName name, const at::Tensor& value);
   void log_object(LogName name, void* object, double (*compute)(void*), void (*reset)(void*), LogOptions options,
                   const LogPlace& place);
@@ -525,19 +541,27 @@ FULMEN_INLINE void MetricStore::Slot::reset() {
   }
   Slot slot{};
   slot.key = key;
-  slot.name = name.text();
-  slot.name_size = slot.name.size();
   slot.dataloader = loader_of(options, place);
-  const std::string loader = slot.dataloader < 0 ? "" : "/dataloader_idx_" + std::to_string(slot.dataloader);
-  if (on_step && on_epoch) slot.names[0] = slot.name + "_step" + loader, slot.names[1] = slot.name + "_epoch" + loader;
-  slot.name += loader;
   slot.phase = place.phase;
   slot.reduce = options.reduce;
   slot.on_step = on_step;
   slot.on_epoch = on_epoch;
   slot.prog_bar = options.prog_bar;
   slot.logger = options.logger;
+  slot.set_name(name.text());
   slot.reset();
+  return add(std::move(slot));
+}
+
+FULMEN_INLINE void MetricStore::Slot::set_name(std::string_view base) {
+  name = base;
+  name_size = name.size();
+  const std::string loader = dataloader < 0 ? "" : "/dataloader_idx_" + std::to_string(dataloader);
+  if (forks()) names[0] = name + "_step" + loader, names[1] = name + "_epoch" + loader;
+  name += loader;
+}
+
+FULMEN_INLINE MetricStore::Slot& MetricStore::add(Slot slot) {
   for (Slot& other : slots_) {
     if (other.name == slot.name) other.shared = slot.shared = true;
   }
@@ -549,6 +573,56 @@ FULMEN_INLINE void MetricStore::Slot::reset() {
     enter(slots_.size() - 1);
   }
   return slots_.back();
+}
+
+FULMEN_INLINE State MetricStore::state_dict() {
+  State state("the logged values");
+  state.set("clock", static_cast<std::int64_t>(clock_));
+  std::vector<State> slots;
+  for (Slot& slot : slots_) {
+    if (slot.phase == Phase::sanity_check) continue;
+    State one;
+    one.set("name", slot.name.substr(0, slot.name_size));
+    one.set("phase", static_cast<int>(slot.phase)).set("dataloader", slot.dataloader);
+    one.set("reduce", static_cast<int>(slot.reduce));
+    one.set("on_step", slot.on_step).set("on_epoch", slot.on_epoch);
+    one.set("prog_bar", slot.prog_bar).set("logger", slot.logger);
+    // Of what an object was to give there is nothing yet.
+    const bool fresh_epoch = slot.fresh_epoch && slot.object == nullptr;
+    if (fresh_epoch && slot.on_epoch) slot.read_epoch();
+    one.set("fresh_step", slot.fresh_step).set("fresh_epoch", fresh_epoch);
+    one.set("has_epoch_value", slot.has_epoch_value).set("epoch_value", slot.epoch_value).set("last", slot.read_last());
+    one.set("accumulated", slot.accumulated).set("weight", slot.weight);
+    one.set("step_time", static_cast<std::int64_t>(slot.step_time));
+    one.set("epoch_time", static_cast<std::int64_t>(slot.epoch_time));
+    slots.push_back(one);
+  }
+  state.set("values", slots);
+  return state;
+}
+
+FULMEN_INLINE void MetricStore::load_state_dict(const State& state) {
+  slots_.clear();
+  index_.clear();
+  for (const State& one : state.get<std::vector<State>>("values")) {
+    Slot slot{};
+    slot.phase = static_cast<Phase>(one.get<std::uint8_t>("phase"));
+    slot.dataloader = one.get<std::int64_t>("dataloader");
+    slot.reduce = static_cast<Reduce>(one.get<std::uint8_t>("reduce"));
+    slot.on_step = one.get<bool>("on_step"), slot.on_epoch = one.get<bool>("on_epoch");
+    slot.prog_bar = one.get<bool>("prog_bar"), slot.logger = one.get<bool>("logger");
+    const auto name = one.get<std::string>("name");
+    slot.key = key_of(runtime_name(name), slot.phase, slot.dataloader);
+    slot.set_name(name);
+    slot.reset();
+    slot.fresh_step = one.get<bool>("fresh_step"), slot.fresh_epoch = one.get<bool>("fresh_epoch");
+    slot.has_epoch_value = one.get<bool>("has_epoch_value"), slot.epoch_value = one.get<double>("epoch_value");
+    slot.last = one.get<double>("last");
+    slot.accumulated = one.get<double>("accumulated"), slot.weight = one.get<double>("weight");
+    slot.step_time = one.get<std::uint64_t>("step_time"), slot.epoch_time = one.get<std::uint64_t>("epoch_time");
+    add(std::move(slot));
+  }
+  clock_ = state.get<std::uint64_t>("clock");
 }
 
 FULMEN_INLINE void MetricStore::enter(std::size_t i) {

@@ -71,7 +71,8 @@ struct Options {
   bool enable_progress_bar = true;
   bool enable_model_summary = true;
   bool enable_checkpointing = true;
-  bool exit_on_interrupt = true;  ///< after Ctrl-C has ended the stage in order, exit the process with code 130
+  bool exit_on_interrupt = true;  ///< after Ctrl-C (or SIGTERM, SIGUSR1) has ended the stage in order, exit the process with the
+                                  ///< code that the signal gives: 130 (143, 138)
   std::filesystem::path default_root_dir = "runs";
   std::string name = "default";  ///< the run's folder is default_root_dir/name/version_N
 };

@@ -9,6 +9,7 @@
 #include <fulmen/loop/hooks.hpp>
 #include <fulmen/none.hpp>
 #include <fulmen/predict/predictor.hpp>
+#include <fulmen/profile/profiler.hpp>
 
 #include <ATen/core/Tensor.h>
 
@@ -41,6 +42,7 @@ namespace detail {
 template <class Step, class M, class Ctx, class Batch>
 [[gnu::always_inline]] inline decltype(auto) call_step(M& module, Ctx& ctx, Batch& batch, std::int64_t batch_idx,
                                                        [[maybe_unused]] std::int64_t dataloader_idx = 0) {
+  const auto measured = measure<Step, M>(ctx);
   if constexpr (Step::template takes<M, Ctx, Batch, std::int64_t, std::int64_t>) {
     return Step::call(module, ctx, batch, batch_idx, dataloader_idx);
   } else if constexpr (Step::template takes<M, Ctx, Batch, std::int64_t>) {
@@ -58,6 +60,7 @@ template <class Step, class M, class Ctx, class Batch>
 /// Calls a module's step that takes outputs: (ctx, outputs) or (outputs).
 template <class Step, class M, class Ctx, class Outputs>
 decltype(auto) call_outputs(M& module, Ctx& ctx, Outputs& outputs) {
+  const auto measured = measure<Step, M>(ctx);
   if constexpr (Step::template takes<M, Ctx, Outputs>) {
     return Step::call(module, ctx, outputs);
   } else if constexpr (Step::template takes<M, Outputs>) {
@@ -158,6 +161,12 @@ decltype(auto) forward(M& module, const Inputs& inputs) {
   return std::apply([&](auto&... in) -> decltype(auto) { return module.forward(in...); }, inputs);
 }
 
+template <class Ctx, class Inputs>
+[[gnu::always_inline]] inline decltype(auto) measured_forward(Ctx& ctx, const Inputs& inputs) {
+  const auto measured = measure<"forward">(ctx);
+  return forward(ctx.module(), inputs);
+}
+
 /// The module's activation(x) where it has one, for inference only.
 template <class M, class X>
 decltype(auto) activate(M& module, X&& x) {
@@ -192,6 +201,7 @@ at::Tensor logged_loss(Ctx& ctx, LogName name, const Output& output, const Targe
                 "fulmen: the criterion is fulmen::none, so the module needs a training_step of its own");
   static_assert(is_none<Criterion> || criterion_fits<Criterion, Output, Targets>,
                 "fulmen: the criterion cannot be called as criterion(output of forward, targets...) -> tensor");
+  const auto measured = measure<"criterion">(ctx);
   if constexpr (!criterion_fits<Criterion, Output, Targets>) {
     return {};
   } else if constexpr (is_criterion_sum<Criterion>) {
@@ -213,8 +223,9 @@ at::Tensor logged_loss(Ctx& ctx, LogName name, const Output& output, const Targe
 template <class Ctx, class Batch>
 auto default_training_step(Ctx& ctx, Batch& batch) {
   if constexpr (forward_fits<hooks::training_step, typename Ctx::Module, Batch>()) {
+    const auto measured = measure<hooks::training_step, None>(ctx);
     const auto parts = split<hooks::training_step, typename Ctx::Module>(batch);
-    auto prediction = forward(ctx.module(), parts.first);
+    auto prediction = measured_forward(ctx, parts.first);
     at::Tensor loss = logged_loss<hooks::training_step>(ctx, "train/loss", prediction, parts.second);
     return TrainingOutputs<decltype(prediction)>{std::move(loss), std::move(prediction)};
   } else {
@@ -273,6 +284,13 @@ using PredictorOf = std::remove_cvref_t<decltype(std::declval<Ctx&>().predictor(
 template <class Ctx>
 inline constexpr bool moves_parts = CutsInputs<PredictorOf<Ctx>>;
 
+/// Moves a batch, or a part of it, to the device.
+template <class Ctx, class Batch>
+[[gnu::always_inline]] inline void move_measured(Ctx& ctx, Batch& batch) {
+  const auto measured = measure<hooks::transfer_batch_to_device, None>(ctx);
+  move_to(batch, ctx.device());
+}
+
 /// The module's own inference_step, or predictor(inputs, activation(forward)) on the device, with the targets.
 /// With a log name, the loss is logged as well, where it can be had: without an activation between forward and prediction.
 template <class Step, class Ctx, class Batch, class Name>
@@ -284,20 +302,20 @@ auto inference(Ctx& ctx, Batch& batch, std::int64_t batch_idx, Name loss_name) {
   } else if constexpr (!forward_fits<Step, M, Batch>()) {
     return InferenceOutputs<at::Tensor, at::Tensor>{};
   } else {
-    if constexpr (!moves_parts<Ctx>) move_to(batch, ctx.device());
+    if constexpr (!moves_parts<Ctx>) move_measured(ctx, batch);
     const auto parts = split<Step, M>(batch);
-    if constexpr (moves_parts<Ctx>) move_to(parts.second, ctx.device());
+    if constexpr (moves_parts<Ctx>) move_measured(ctx, parts.second);
     auto inputs = one_or_tuple(parts.first);
     using Inputs = decltype(inputs);
     const auto run = [&](const Inputs& in) {
       if constexpr (std::tuple_size_v<std::remove_cvref_t<decltype(parts.first)>> == 1) {
-        return forward(module, std::tie(in));
+        return measured_forward(ctx, std::tie(in));
       } else {
-        return forward(module, std::apply([](auto&... x) { return std::tie(x...); }, in));
+        return measured_forward(ctx, std::apply([](auto&... x) { return std::tie(x...); }, in));
       }
     };
     const auto infer = [&](Inputs in) {
-      if constexpr (moves_parts<Ctx>) move_to(in, ctx.device());
+      if constexpr (moves_parts<Ctx>) move_measured(ctx, in);
       return activate(module, run(in));
     };
     using Output = decltype(run(inputs));
@@ -328,10 +346,10 @@ auto default_predict_step(Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
   if constexpr (answers<hooks::inference_step, M>) {
     return call_step<hooks::inference_step>(ctx.module(), ctx, batch, batch_idx, ctx.dataloader_idx());
   } else if constexpr (forward_takes<M, decltype(members(batch))>) {
-    if constexpr (!moves_parts<Ctx>) move_to(batch, ctx.device());
+    if constexpr (!moves_parts<Ctx>) move_measured(ctx, batch);
     const auto infer = [&](auto... in) {
-      if constexpr (moves_parts<Ctx>) (move_to(in, ctx.device()), ...);
-      return activate(ctx.module(), ctx.module().forward(in...));
+      if constexpr (moves_parts<Ctx>) (move_measured(ctx, in), ...);
+      return activate(ctx.module(), measured_forward(ctx, std::tie(in...)));
     };
     auto all = members(batch);
     if constexpr (std::tuple_size_v<decltype(all)> == 1) {

@@ -1,9 +1,11 @@
 // The full context: what hooks that take `auto& ctx` get. Adds to Context what depends on the Trainer's type.
 #pragma once
 
+#include <fulmen/checkpoint/hyperparameters_state.hpp>
 #include <fulmen/loop/context.hpp>
 #include <fulmen/loop/hooks.hpp>
 #include <fulmen/optim/optimizer.hpp>
+#include <fulmen/profile/profiler.hpp>
 #include <fulmen/runtime.hpp>
 #include <fulmen/schedule/scheduler.hpp>
 
@@ -35,7 +37,13 @@ struct LoopAccess {
   static auto& in_batch(Context& c) { return c.in_batch_; }
   static auto& should_stop(Context& c) { return c.should_stop_; }
   static auto& interrupted(Context& c) { return c.interrupted_; }
+  static auto& training(Context& c) { return c.training_; }
   static auto& epoch_over(Context& c) { return c.epoch_over_; }
+  static auto& out_of_time(Context& c) { return c.out_of_time_; }
+  static auto& resumes(Context& c) { return c.resumes_; }
+  static auto& progress(Context& c) { return c.progress_; }
+  static auto& resumed_at(Context& c) { return c.resumed_at_; }
+  static auto& ckpt_path(Context& c) { return c.ckpt_path_; }
   static auto& epoch(Context& c) { return c.epoch_; }
   static auto& global_step(Context& c) { return c.global_step_; }
   static auto& batch_idx(Context& c) { return c.batch_idx_; }
@@ -48,6 +56,10 @@ struct LoopAccess {
   static auto& num_batches(Context& c) { return c.num_batches_; }
   static auto& device(Context& c) { return c.device_; }
 };
+
+/// Counts the batches done in this epoch into what the context tells. The loop does so only when somebody can look, since a
+/// batch is short.
+void tell_progress(Context& ctx, std::int64_t done);
 
 /// Whether a callback saves what the others produce. Such callbacks come last: see on_train_epoch_end.
 template <class Callback>
@@ -113,7 +125,10 @@ class LoopOptimizer : public Bound {
   /// For modules that optimise by hand: gradients are there.
   void step() {
     ctx_->template tell_all<hooks::on_before_optimizer_step>(static_cast<Bound&>(*this));
-    Bound::step();
+    {
+      const auto measured = measure<hooks::optimizer_step, None>(*ctx_);
+      Bound::step();
+    }
     ++LoopAccess::global_step(*ctx_);
   }
 
@@ -166,6 +181,9 @@ class EvaluatedBatches {
   /// Counts one more. @return how many there were
   std::int64_t count(Stage stage, std::int64_t dataloader_idx);
 
+  State state_dict() const;
+  void load_state_dict(const State& state);
+
  private:
   std::map<Stage, std::vector<std::int64_t>> counts_;
 };
@@ -202,7 +220,8 @@ class TrainerContext : public Context {
         scheduler_policies_(detail::PolicyTuple<SchedulerType>::make(std::move(scheduler))),
         predictor_(std::move(predictor)),
         callbacks_(detail::all_callbacks(std::move(callbacks), std::move(runtime.defaults))),
-        loggers_(std::move(runtime.loggers)) {
+        loggers_(std::move(runtime.loggers)),
+        profiler_(std::move(runtime.profiler)) {
     detail::LoopAccess::device(*this) = detail::choose_device(runtime.device);
   }
 
@@ -212,6 +231,7 @@ class TrainerContext : public Context {
   PredictorType& predictor() { return predictor_; }
   Callbacks& callbacks() { return callbacks_; }
   auto& loggers() { return loggers_; }
+  auto& profiler() { return profiler_; }
 
   /// The bound optimizers, as a tuple: `auto& [g, d] = ctx.optimizers();`. @throws std::logic_error before fit binds them.
   Optimizers& optimizers() {
@@ -230,6 +250,30 @@ class TrainerContext : public Context {
   bool bound() const { return optimizers_.has_value(); }
   /// The state of the data module, where it has one: as of the last epoch's end, or as a checkpoint brought it.
   std::optional<State>& data_state() { return data_state_; }
+  /// Where the training loader is to go on, as a checkpoint or an interrupted epoch left it.
+  std::optional<State>& loader_state() { return loader_state_; }
+  /// Where it is while an epoch runs; notes the data module's state, too. Nothing outside of epochs.
+  std::optional<State> walk_state() { return walk_ ? std::optional(state_of_walk_(walk_)) : std::nullopt; }
+
+  /// While it lives, `where()` tells where the training loader is.
+  class WalkScope {
+   public:
+    template <class Where>
+    WalkScope(TrainerContext& ctx, Where& where) : ctx_(ctx) {
+      ctx_.walk_ = &where;
+      ctx_.state_of_walk_ = [](const void* walk) { return (*static_cast<const Where*>(walk))(); };
+    }
+    ~WalkScope() { ctx_.walk_ = nullptr; }
+    WalkScope(const WalkScope&) = delete;
+    WalkScope& operator=(const WalkScope&) = delete;
+
+   private:
+    TrainerContext& ctx_;
+  };
+
+  auto& evaluated_batches() { return evaluated_batches_; }
+  /// Their state when the validation that runs now began.
+  State& evaluated_before() { return evaluated_before_; }
 
   /// loss.backward() with its hooks around it: for modules that optimise by hand.
   void backward(const at::Tensor& loss) {
@@ -251,36 +295,46 @@ class TrainerContext : public Context {
   template <class Action, class Otherwise, class... Args>
   [[gnu::always_inline]] void act(Otherwise&& otherwise, Args&... args) {
     if constexpr (answers<Action, Module>) {
-      tell<Action>(*module_, *this, args...);
+      detail::tell_measured<Action>(*module_, *this, args...);
     } else {
+      const auto measured = detail::measure<Action, None>(*this);
       otherwise();
     }
   }
 
-  /// Calls the hook on every participant that has it: callbacks in order, then the module; at the end of a training epoch
-  /// the callbacks that save come after the module, so that they see what it logs there.
+  /// Calls the hook on every participant that has it: callbacks in order, then the module. Those that save come after it
+  /// where a batch, an epoch or a validation ends, so that a checkpoint has all that happens there; where an epoch of
+  /// training ends, the loop tells them by itself, when all else is done.
   template <class Hook, class... Args>
   [[gnu::always_inline]] void tell_all(Args&... args) {
-    constexpr bool savers_last = std::is_same_v<Hook, hooks::on_train_epoch_end>;
+    constexpr bool epoch_end = std::is_same_v<Hook, hooks::on_train_epoch_end>,
+                   savers_last = epoch_end || std::is_same_v<Hook, hooks::on_train_batch_end> ||
+                                 std::is_same_v<Hook, hooks::on_validation_end>;
     std::apply(
         [&](auto&... callback) {
           (
               [&] {
                 if constexpr (!(savers_last && detail::saves<std::remove_cvref_t<decltype(callback)>>)) {
-                  tell<Hook>(callback, *this, args...);
+                  detail::tell_measured<Hook>(callback, *this, args...);
                 }
               }(),
               ...);
-          tell<Hook>(*module_, *this, args...);
-          if constexpr (savers_last) {
-            (
-                [&] {
-                  if constexpr (detail::saves<std::remove_cvref_t<decltype(callback)>>) {
-                    tell<Hook>(callback, *this, args...);
-                  }
-                }(),
-                ...);
-          }
+          detail::tell_measured<Hook>(*module_, *this, args...);
+        },
+        callbacks_);
+    if constexpr (savers_last && !epoch_end) tell_savers<Hook>(args...);
+  }
+  template <class Hook, class... Args>
+  [[gnu::always_inline]] void tell_savers(Args&... args) {
+    std::apply(
+        [&](auto&... callback) {
+          (
+              [&] {
+                if constexpr (detail::saves<std::remove_cvref_t<decltype(callback)>>) {
+                  detail::tell_measured<Hook>(callback, *this, args...);
+                }
+              }(),
+              ...);
         },
         callbacks_);
   }
@@ -292,6 +346,7 @@ class TrainerContext : public Context {
   }(std::type_identity<Callbacks>{});
 
   static constexpr bool has_loggers = std::tuple_size_v<decltype(RuntimeType::loggers)> != 0;
+  static constexpr bool has_profiler = !is_none<decltype(RuntimeType::profiler)>;
 
   /// Hands metrics to every logger, under the index of the optimizer step that was last done (as Lightning does).
   void log_metrics(const Metrics& metrics) {
@@ -305,6 +360,7 @@ class TrainerContext : public Context {
       if (!writes_files()) return;
       detail::take_step(metrics, step);
       if (metrics.empty()) return;
+      const auto measured = detail::measure<"log_metrics">(*this);
       std::apply([&](auto&... logger) { (logger.log_metrics(*this, metrics, step), ...); }, loggers_);
     }
   }
@@ -315,6 +371,23 @@ class TrainerContext : public Context {
       const bool several = detail::LoopAccess::several_loaders(*this);
       const std::int64_t seen = evaluated_batches_.count(stage(), dataloader_idx());
       log_metrics(metrics().step_metrics(phase(), several ? dataloader_idx() : -1), seen);
+    }
+  }
+  /// What the module's member `hparams` says, or Trainer::save_hyperparameters was given.
+  std::optional<State> hyperparameters() const {
+    if constexpr (detail::HasHyperparameters<Module>) return hyperparameters_state(module_->hparams);
+    else return hyperparameters_;
+  }
+  void set_hyperparameters(State hyperparameters) { hyperparameters_ = std::move(hyperparameters); }
+  /// Hands them to the loggers that take some, once.
+  void log_hyperparameters() {
+    if constexpr (has_loggers) {
+      const std::optional<State> params = hyperparameters();
+      if (!params || !writes_files() || std::exchange(hyperparameters_logged_, true)) return;
+      const auto log = [&](auto& logger) {
+        if constexpr (requires { logger.log_hyperparams(*params); }) logger.log_hyperparams(*params);
+      };
+      std::apply([&](auto&... logger) { (log(logger), ...); }, loggers_);
     }
   }
   void finalize_loggers() {
@@ -388,15 +461,28 @@ class TrainerContext : public Context {
   [[no_unique_address]] PredictorType predictor_;
   Callbacks callbacks_;
   decltype(RuntimeType::loggers) loggers_;
+  [[no_unique_address]] decltype(RuntimeType::profiler) profiler_;
   std::optional<Optimizers> optimizers_;
   std::optional<Schedulers> schedulers_;
   std::vector<at::Tensor> toggled_;
-  std::optional<State> data_state_;
+  std::optional<State> data_state_, loader_state_, hyperparameters_;
+  bool hyperparameters_logged_ = false;
+  State evaluated_before_;
+  const void* walk_ = nullptr;
+  State (*state_of_walk_)(const void*) = nullptr;
   struct NothingEvaluated {};
   [[no_unique_address]] std::conditional_t<has_loggers, detail::EvaluatedBatches, NothingEvaluated> evaluated_batches_;
 };
 
 #if FULMEN_BODIES
+FULMEN_INLINE void detail::tell_progress(Context& ctx, std::int64_t done) {
+  EpochProgress& progress = LoopAccess::progress(ctx);
+  const std::int64_t batches = done - std::exchange(progress.told, done);
+  LoopAccess::total_batches(ctx) += batches;
+  LoopAccess::logged_steps(ctx) += batches - std::exchange(progress.without_step, 0);
+  progress.done = done;
+}
+
 FULMEN_INLINE NamedParameters detail::named_parameters(const torch::nn::Module& module) {
   NamedParameters out;
   for (const auto& item : module.named_parameters()) out.push_back({item.key(), item.value()});
@@ -419,6 +505,20 @@ FULMEN_INLINE std::int64_t detail::EvaluatedBatches::count(Stage stage, std::int
   std::vector<std::int64_t>& seen = counts_[stage];
   if (seen.size() <= loader) seen.resize(loader + 1);
   return seen[loader]++;
+}
+
+FULMEN_INLINE State detail::EvaluatedBatches::state_dict() const {
+  State state("the numbers of evaluated batches");
+  for (const auto& [stage, counts] : counts_) state.set(std::string(to_string(stage)), counts);
+  return state;
+}
+
+FULMEN_INLINE void detail::EvaluatedBatches::load_state_dict(const State& state) {
+  counts_.clear();
+  for (const Stage stage : {Stage::fit, Stage::validate, Stage::test}) {
+    const std::string name(to_string(stage));
+    if (state.contains(name)) counts_[stage] = state.get<std::vector<std::int64_t>>(name);
+  }
 }
 
 FULMEN_INLINE void detail::toggle(const torch::nn::Module& module, const std::vector<ParamGroup>& groups,

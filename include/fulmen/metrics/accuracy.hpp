@@ -1,6 +1,7 @@
 // Metrics with state: fed batch by batch, read at the end of an epoch.
 #pragma once
 
+#include <fulmen/checkpoint/state.hpp>
 #include <fulmen/compiled.hpp>
 #include <fulmen/error.hpp>
 
@@ -13,6 +14,7 @@
 #if FULMEN_BODIES
 #include <ATen/ops/argmax.h>
 #include <ATen/ops/eq.h>
+#include <ATen/ops/scalar_tensor.h>
 
 #include <limits>
 #endif
@@ -46,6 +48,10 @@ class Accuracy {
     total_ = 0;
   }
 
+  /// What has been counted since the last reset().
+  State state_dict() const;
+  void load_state_dict(const State& state);
+
  private:
   at::Tensor correct_;
   std::int64_t total_ = 0;
@@ -70,6 +76,16 @@ FULMEN_INLINE void Accuracy::update(const at::Tensor& prediction, const at::Tens
 FULMEN_INLINE double Accuracy::compute() const {
   return total_ == 0 ? std::numeric_limits<double>::quiet_NaN()
                      : correct_.item().toDouble() / static_cast<double>(total_);
+}
+
+FULMEN_INLINE State Accuracy::state_dict() const {
+  return State("Accuracy").set("correct", total_ == 0 ? std::int64_t{0} : correct_.item().toLong()).set("total", total_);
+}
+
+FULMEN_INLINE void Accuracy::load_state_dict(const State& state) {
+  const auto correct = state.get<std::int64_t>("correct"), total = state.get<std::int64_t>("total");
+  correct_ = at::scalar_tensor(correct, at::kLong);
+  total_ = total;
 }
 #endif
 

@@ -27,6 +27,7 @@
 
 #if FULMEN_BODIES
 #include <fulmen/checkpoint/module_state.hpp>
+#include <fulmen/shape_text.hpp>
 
 #include <unordered_map>
 #include <unordered_set>
@@ -228,13 +229,17 @@ class BatchNormReset {
 /// have become an average, those of training do not fit them any more. A batch's first member goes to forward.
 /// Without such a layer it does nothing. Afterwards each layer is in training or evaluation mode as before.
 /// @param device where the batches go; they stay where they are unless given
+/// @param batches how many of the loader's are used; all unless given
 /// Source: torch.optim.swa_utils.update_bn.
 template <class Loader, std::derived_from<torch::nn::Module> Module>
-void update_bn(Loader&& loader, Module& model, std::optional<at::Device> device = std::nullopt) {
+void update_bn(Loader&& loader, Module& model, std::optional<at::Device> device = std::nullopt,
+               std::optional<std::int64_t> batches = std::nullopt) {
   const at::NoGradGuard no_grad;
   const detail::BatchNormReset reset(model);
   if (reset.empty()) return;
+  std::int64_t done = 0;
   for (auto&& batch : loader) {
+    if (batches && done++ == *batches) break;
     at::Tensor input = std::get<0>(members(batch));
     model.forward(device ? input.to(*device) : input);
   }
@@ -279,7 +284,8 @@ FULMEN_INLINE BatchNormReset::~BatchNormReset() {
 
 FULMEN_INLINE void check_shape(const std::string& name, const at::Tensor& found, const at::Tensor& expected) {
   if (found.sizes().equals(expected.sizes())) return;
-  fail("AveragedModel: '{}' has shape {}, expected {}", name, shape_text(found), shape_text(expected));
+  fail("AveragedModel: '{}' has shape {}, expected {}", name, shape_text(found.sizes()),
+       shape_text(expected.sizes()));
 }
 
 FULMEN_INLINE std::vector<at::Tensor> ModuleTensors::of(const torch::nn::Module& model) const {

@@ -18,6 +18,7 @@ template <class Match, OptimizerPolicy Policy>
 struct Group {
   Match match;
   Policy policy;
+  std::string name{};  ///< what the group is called in logs and state dicts; empty: nothing
 };
 
 /// A group of the parameters whose names `match` accepts: `group([](std::string_view name) { return
@@ -26,12 +27,18 @@ template <std::predicate<std::string_view> Match, OptimizerPolicy Policy>
 Group<Match, Policy> group(Match match, Policy policy) {
   return {std::move(match), std::move(policy)};
 }
+/// The same with a name, PyTorch's key "name" of a parameter group: LearningRateMonitor logs lr-AdamW/<name>.
+template <std::predicate<std::string_view> Match, OptimizerPolicy Policy>
+Group<Match, Policy> group(std::string name, Match match, Policy policy) {
+  return {std::move(match), std::move(policy), std::move(name)};
+}
 
 namespace detail {
 
 /// One state dict of those of the groups, and back. @throws std::runtime_error if the number of groups
 /// differs.
-State joined_groups(const std::vector<State>& states, const std::vector<ParamGroup>& groups);
+State joined_groups(const std::vector<State>& states, const std::vector<ParamGroup>& groups,
+                    const std::vector<std::string>& names);
 std::vector<State> split_groups(const State& state, const std::vector<ParamGroup>& groups);
 
 /// Several bound optimizers of one kind that act as one: a group each, in the order of PyTorch's
@@ -39,12 +46,15 @@ std::vector<State> split_groups(const State& state, const std::vector<ParamGroup
 template <class Bound>
 class BoundGroups {
  public:
-  explicit BoundGroups(std::vector<Bound> parts) : parts_(std::move(parts)) {
+  /// @param names of the groups; an empty one: it has none
+  BoundGroups(std::vector<Bound> parts, std::vector<std::string> names)
+      : parts_(std::move(parts)), names_(std::move(names)) {
     for (const Bound& part : parts_) groups_.push_back(part.groups()[0]);
   }
 
   std::vector<ParamGroup>& groups() { return groups_; }
   const std::vector<ParamGroup>& groups() const { return groups_; }
+  const std::vector<std::string>& names() const { return names_; }
   void zero_grad() {
     for (Bound& part : parts_) part.zero_grad();
   }
@@ -54,12 +64,12 @@ class BoundGroups {
   }
 
   /// As PyTorch's: one "state" with the parameters numbered through all groups, one entry of "param_groups"
-  /// each.
+  /// each, with the name of a group that has one.
   State state_dict() const {
     hand_down();
     std::vector<State> states;
     for (const Bound& part : parts_) states.push_back(part.state_dict());
-    return joined_groups(states, groups_);
+    return joined_groups(states, groups_, names_);
   }
 
   /// @throws std::runtime_error if the number of groups or parameters differs, or as the optimizer's own;
@@ -94,6 +104,7 @@ class BoundGroups {
   mutable std::vector<Bound>
       parts_;  // mutable: their groups follow ours, also when we are only asked for our state
   std::vector<ParamGroup> groups_;
+  std::vector<std::string> names_;
 };
 
 }  // namespace detail
@@ -103,6 +114,7 @@ template <OptimizerPolicy Policy, class... Matches>
 struct ParamGroups {
   Policy policy;
   std::tuple<Group<Matches, Policy>...> groups;
+  std::string name{};  ///< of the group of those that are in no other
 
   /// @throws std::invalid_argument if a group matches no parameter.
   auto bind(NamedParameters parameters) const {
@@ -114,20 +126,23 @@ struct ParamGroups {
     }
     std::vector<Bound> parts;
     parts.push_back(policy.bind(std::move(chosen[0])));
+    std::vector<std::string> names{name};
     std::size_t next = 1;
     std::apply(
-        [&](const auto&... group) { (parts.push_back(group.policy.bind(std::move(chosen[next++]))), ...); },
+        [&](const auto&... group) {
+          ((parts.push_back(group.policy.bind(std::move(chosen[next++]))), names.push_back(group.name)), ...);
+        },
         groups);
-    return detail::BoundGroups<Bound>(std::move(parts));
+    return detail::BoundGroups<Bound>(std::move(parts), std::move(names));
   }
 
  private:
   /// The first group that matches; 0: none does.
-  std::size_t index_of(std::string_view name) const {
+  std::size_t index_of(std::string_view parameter) const {
     std::size_t index = 0, found = 0;
     std::apply(
         [&](const auto&... group) {
-          ((++index, found = found == 0 && group.match(name) ? index : found), ...);
+          ((++index, found = found == 0 && group.match(parameter) ? index : found), ...);
         },
         groups);
     return found;
@@ -141,11 +156,17 @@ template <OptimizerPolicy Policy, class... Matches>
 ParamGroups<Policy, Matches...> param_groups(Policy policy, Group<Matches, Policy>... groups) {
   return {std::move(policy), {std::move(groups)...}};
 }
+/// The same with a name for the parameters in none of the groups; see group.
+template <OptimizerPolicy Policy, class... Matches>
+ParamGroups<Policy, Matches...> param_groups(std::string name, Policy policy, Group<Matches, Policy>... groups) {
+  return {std::move(policy), {std::move(groups)...}, std::move(name)};
+}
 
 #if FULMEN_BODIES
 namespace detail {
 
-FULMEN_INLINE State joined_groups(const std::vector<State>& states, const std::vector<ParamGroup>& groups) {
+FULMEN_INLINE State joined_groups(const std::vector<State>& states, const std::vector<ParamGroup>& groups,
+                                  const std::vector<std::string>& names) {
   State all, state;
   std::vector<State> entries;
   std::size_t offset = 0;
@@ -159,6 +180,7 @@ FULMEN_INLINE State joined_groups(const std::vector<State>& states, const std::v
     std::vector<std::int64_t> numbers = indices(count);
     for (std::int64_t& number : numbers) number += static_cast<std::int64_t>(offset);
     entry.set("params", numbers);
+    if (!names[i].empty()) entry.set("name", names[i]);
     entries.push_back(entry);
     offset += count;
   }

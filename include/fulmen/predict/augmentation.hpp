@@ -176,7 +176,7 @@ struct TestTimeAugmentation {
                 "TestTimeAugmentation: infer gave a prediction of shape {}, expected {} dimensions as the "
                 "inputs have, or "
                 "invert = false",
-                detail::sizes_text(t.sizes()), dims);
+                detail::shape_text(t.sizes()), dims);
           }
           t = transform.inverse(t);
         });
@@ -221,8 +221,8 @@ FULMEN_INLINE Averager::Averager(const at::Tensor& first)
 
 FULMEN_INLINE void Averager::add(const at::Tensor& prediction) {
   if (prediction.sizes() != mean_.sizes()) {
-    fail("MeanMerge: a prediction has shape {}, expected {} as the first", sizes_text(prediction.sizes()),
-         sizes_text(mean_.sizes()));
+    fail("MeanMerge: a prediction has shape {}, expected {} as the first", shape_text(prediction.sizes()),
+         shape_text(mean_.sizes()));
   }
   add_to_mean(mean_, prediction, 1.0 / static_cast<double>(++count_));
 }

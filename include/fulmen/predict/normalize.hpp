@@ -94,7 +94,7 @@ inline Statistics statistics_of(const at::Tensor& x, bool per_channel) {
     fail<std::invalid_argument>(
         "Normalize: the input has shape {}, expected {} and more to take the mean of, or fixed mean and "
         "std",
-        sizes_text(x.sizes()), per_channel ? "N, C" : "N");
+        shape_text(x.sizes()), per_channel ? "N, C" : "N");
   }
   std::iota(dims.begin(), dims.end(), per_channel ? 2 : 1);
   auto [variance, mean] = at::var_mean(x, dims, /*correction=*/0, /*keepdim=*/true);
@@ -125,7 +125,7 @@ FULMEN_INLINE at::Tensor denormalized(const at::Tensor& prediction, const Statis
         "Normalize: infer gave a prediction of shape {}, expected dimensions and channels as the input's, so "
         "that it can be "
         "denormalised by statistics of shape {}",
-        sizes_text(prediction.sizes()), sizes_text(of.mean.sizes()));
+        shape_text(prediction.sizes()), shape_text(of.mean.sizes()));
   }
   return prediction * of.std.to(prediction.device()) + of.mean.to(prediction.device());
 }

@@ -52,7 +52,7 @@ struct PadToMultiple {
       if (t.sizes().slice(2) != at::IntArrayRef(image).slice(2)) {
         fail<std::invalid_argument>(
             "PadToMultiple: the inputs have shapes {} and {}, expected the same spatial sizes",
-            detail::sizes_text(image), detail::sizes_text(t.sizes()));
+            detail::shape_text(image), detail::shape_text(t.sizes()));
       }
       t = padding.pad(t, mode, value, "PadToMultiple");
     });
@@ -89,7 +89,7 @@ FULMEN_INLINE at::Tensor without_padding(at::Tensor prediction, at::IntArrayRef 
     fail(
         "PadToMultiple<{}>: infer gave a prediction of shape {}, expected {} dimensions (N, C, then {} "
         "spatial ones)",
-        dims, sizes_text(prediction.sizes()), dims + 2, dims);
+        dims, shape_text(prediction.sizes()), dims + 2, dims);
   }
   for (std::size_t axis = 0; axis < dims; ++axis) {
     const auto dim = static_cast<std::int64_t>(axis) + 2;

@@ -197,7 +197,7 @@ struct Patches {
       if (t.size(0) != first[0] || t.sizes().slice(2) != first.slice(2)) {
         fail<std::invalid_argument>(
             "Patches: the inputs have shapes {} and {}, expected the same samples and spatial sizes",
-            detail::sizes_text(first), detail::sizes_text(t.sizes()));
+            detail::shape_text(first), detail::shape_text(t.sizes()));
       }
     });
     if (!grid) fail<std::invalid_argument>("Patches: the inputs hold no tensor");
@@ -342,7 +342,7 @@ FULMEN_INLINE PatchMerger::PatchMerger(const PatchGrid& grid, PatchWeights kind,
     fail(
         "Patches<{}>: infer gave a prediction of shape {}, expected {} dimensions (N, C, then {} spatial "
         "ones)",
-        dims, sizes_text(first.sizes()), dims + 2, dims);
+        dims, shape_text(first.sizes()), dims + 2, dims);
   }
   shape_ = first.sizes().vec();
   std::vector<std::int64_t> whole{grid.samples(), first.size(1)}, one{1, 1};
@@ -367,8 +367,8 @@ FULMEN_INLINE PatchMerger::PatchMerger(const PatchGrid& grid, PatchWeights kind,
       fail<std::invalid_argument>(
           "Patches: weight_map has shape {} and a smallest weight of {}, expected shape {}, the "
           "prediction's, and weights above 0",
-          sizes_text(weights.sizes()), weights.numel() > 0 ? weights.min().item<double>() : 0.0,
-          sizes_text(sizes));
+          shape_text(weights.sizes()), weights.numel() > 0 ? weights.min().item<double>() : 0.0,
+          shape_text(sizes));
     }
     weights_ = weights.to(real);
   } else {
@@ -381,7 +381,7 @@ FULMEN_INLINE void PatchMerger::add(const at::Tensor& predictions) {
   shape_[0] = count;
   if (predictions.sizes() != at::IntArrayRef(shape_)) {
     fail("Patches: infer gave a prediction of shape {} for {} patches, expected {}",
-         sizes_text(predictions.sizes()), count, sizes_text(shape_));
+         shape_text(predictions.sizes()), count, shape_text(shape_));
   }
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t sample = (first + i) / grid_.windows(), window = (first + i) % grid_.windows();

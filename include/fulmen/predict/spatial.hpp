@@ -4,6 +4,7 @@
 #include <fulmen/compiled.hpp>
 #include <fulmen/data/batch.hpp>
 #include <fulmen/error.hpp>
+#include <fulmen/shape_text.hpp>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
@@ -61,8 +62,6 @@ struct OwnedType<std::tuple<T...>> {
 };
 template <class T>
 using Owned = typename OwnedType<std::remove_cvref_t<T>>::type;
-
-std::string sizes_text(at::IntArrayRef sizes);
 
 /// `item` of a batch of `size`. @throws std::runtime_error if it is another size
 at::Tensor item_of(const at::Tensor& batch, std::int64_t item, std::int64_t size, const char* who);
@@ -130,17 +129,11 @@ auto merged(Predictions&& predictions, const char* who, Make&& make) {
 #if FULMEN_BODIES
 namespace detail {
 
-FULMEN_INLINE std::string sizes_text(at::IntArrayRef sizes) {
-  std::string text = "[";
-  for (const std::int64_t size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "]";
-}
-
 FULMEN_INLINE at::Tensor item_of(const at::Tensor& batch, std::int64_t item, std::int64_t size,
                                  const char* who) {
   if (batch.dim() == 0 || batch.size(0) != size) {
     fail("{}: infer gave a prediction of shape {}, expected {} along its first dimension", who,
-         sizes_text(batch.sizes()), size);
+         shape_text(batch.sizes()), size);
   }
   return batch.select(0, item);
 }
@@ -161,7 +154,7 @@ FULMEN_INLINE void check_image(const at::Tensor& x, std::size_t dims, const char
   if (!x.defined() || x.dim() != static_cast<std::int64_t>(dims) + 2 || x.numel() == 0) {
     fail<std::invalid_argument>(
         "{}<{}>: the input {}, expected {} dimensions (N, C, then {} spatial ones), none of size 0", who,
-        dims, x.defined() ? "has shape " + sizes_text(x.sizes()) : "is an undefined tensor", dims + 2, dims);
+        dims, x.defined() ? "has shape " + shape_text(x.sizes()) : "is an undefined tensor", dims + 2, dims);
   }
 }
 

@@ -165,8 +165,8 @@ struct Batched {
 FULMEN_INLINE at::Tensor detail::stacked(const std::vector<at::Tensor>& tensors) {
   for (const at::Tensor& t : tensors) {
     if (t.sizes() != tensors.front().sizes()) {
-      fail("Batched: an item has shape {}, expected {} as the first of its batch", sizes_text(t.sizes()),
-           sizes_text(tensors.front().sizes()));
+      fail("Batched: an item has shape {}, expected {} as the first of its batch", shape_text(t.sizes()),
+           shape_text(tensors.front().sizes()));
     }
   }
   return at::stack(tensors);
