@@ -1,4 +1,5 @@
-// Runs that the real Lightning began are brought to Lightning's end here; hyper-parameters get into checkpoints and loggers.
+// What a Trainer's checkpoints are good for: runs that the real Lightning began come to Lightning's end, stages begin with a file,
+// hyper-parameters are kept; and the signals that end a run with one.
 #include "../testing.hpp"
 
 #include <fulmen/callbacks/model_checkpoint.hpp>
@@ -21,7 +22,7 @@
 #include <tuple>
 #include <vector>
 
-namespace user {
+namespace trainer_checkpoint_test {
 struct Hparams {
   std::int64_t width = 3;
   double lr = 0.5;
@@ -33,8 +34,8 @@ struct Configured : torch::nn::Module {
   explicit Configured(Hparams h) : hparams(h) { linear = register_module("linear", torch::nn::Linear(4, h.width)); }
   torch::Tensor forward(torch::Tensor x) { return linear(x); }
 };
-}  // namespace user
-BOOST_HANA_ADAPT_STRUCT(user::Hparams, width, lr);
+}  // namespace trainer_checkpoint_test
+BOOST_HANA_ADAPT_STRUCT(trainer_checkpoint_test::Hparams, width, lr);
 
 namespace {
 
@@ -79,7 +80,7 @@ struct HyperparameterLogger {
 TEST(Hyperparameters, OfTheModuleAreInItsCheckpointAndWithTheLoggers) {
   const TemporaryFolder folder;
   std::vector<State> seen;
-  Trainer trainer{user::Configured({.width = 5}), CrossEntropy{}, AdamW{}, none, Identity{}, callbacks(), Options{.max_epochs = 1},
+  Trainer trainer{trainer_checkpoint_test::Configured({.width = 5}), CrossEntropy{}, AdamW{}, none, Identity{}, callbacks(), Options{.max_epochs = 1},
                   Runtime{.loggers = std::tuple{HyperparameterLogger{&seen}}, .defaults = std::tuple<>{}}};
   TensorLoader data{{torch::randn({6, 4}), torch::arange(6) % 5}, {.batch_size = 3}};
   trainer.fit(data);
@@ -89,7 +90,7 @@ TEST(Hyperparameters, OfTheModuleAreInItsCheckpointAndWithTheLoggers) {
   EXPECT_EQ(seen[0].get<std::int64_t>("width"), 5);
   EXPECT_EQ(seen[0].get<double>("lr"), 0.5);
   trainer.save(folder.path / "run.ckpt");
-  const auto again = load_from_checkpoint<user::Configured>(folder.path / "run.ckpt");
+  const auto again = load_from_checkpoint<trainer_checkpoint_test::Configured>(folder.path / "run.ckpt");
   EXPECT_EQ(again->hparams.width, 5);
   EXPECT_TRUE(again->linear->weight.equal(trainer.module().linear->weight));
 }
@@ -97,7 +98,7 @@ TEST(Hyperparameters, OfTheModuleAreInItsCheckpointAndWithTheLoggers) {
 TEST(Hyperparameters, GivenToTheTrainer) {
   const TemporaryFolder folder;
   Trainer trainer{Net(), CrossEntropy{}, AdamW{}, none, Identity{}, callbacks(), Options{.max_epochs = 1}, barebones};
-  trainer.save_hyperparameters(user::Hparams{.width = 3, .lr = 0.25});
+  trainer.save_hyperparameters(trainer_checkpoint_test::Hparams{.width = 3, .lr = 0.25});
   trainer.save(folder.path / "run.ckpt");
   const State file(checkpoint::read(folder.path / "run.ckpt"));
   EXPECT_EQ(file.get<std::string>("hparams_name"), "kwargs");
@@ -170,6 +171,53 @@ TEST_F(Stage, ALoaderThatIsTooShortToGoOnWithIsSaid) {
   };
   EXPECT_EQ(error_of([&] { other.fit(Unsized{&few}, {.ckpt_path = "last"}); }),
             "the epoch goes on behind its batch 2, but the loader has only 1: expected the loader it began with");
+}
+
+/// Raises a signal in its first batch.
+struct Raise {
+  int signal;
+  void on_train_batch_start(Context& ctx) {
+    if (ctx.global_step() == 0) std::raise(signal);
+  }
+};
+
+TEST(Signals, AHandlerOfOnesOwnIsLeftAlone) {
+  static int seen = 0;
+  seen = 0;
+  struct sigaction mine{}, before{};
+  mine.sa_handler = [](int) { ++seen; };
+  ASSERT_EQ(::sigaction(SIGTERM, &mine, &before), 0);
+  TensorLoader<2> data{{torch::randn({6, 4}), torch::arange(6) % 3}, {.batch_size = 3}};
+  Trainer trainer{Net(), CrossEntropy{}, AdamW{}, none, Identity{}, callbacks(Raise{SIGTERM}), Options{.max_epochs = 1}, barebones};
+  trainer.fit(data);
+  EXPECT_EQ(seen, 1);
+  EXPECT_FALSE(trainer.interrupted());
+  EXPECT_EQ(trainer.context().global_step(), 2) << "the run goes on";
+  ::sigaction(SIGTERM, &before, nullptr);
+}
+
+TEST(Signals, EachEndsTheProcessWithItsCode) {
+  // A process of its own: LibTorch's threads do not come along with a fork.
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  const auto run = [](int signal) {
+    TensorLoader<2> data{{torch::randn({6, 4}), torch::arange(6) % 3}, {.batch_size = 3}};
+    Trainer trainer{Net(), CrossEntropy{}, AdamW{}, none, Identity{}, callbacks(Raise{signal}), Options{.max_epochs = 1}, barebones};
+    trainer.fit(data);
+  };
+  EXPECT_EXIT(run(SIGINT), ::testing::ExitedWithCode(130), "Ctrl-C: ending in order");
+  EXPECT_EXIT(run(SIGTERM), ::testing::ExitedWithCode(143), "SIGTERM: ending in order");
+  EXPECT_EXIT(run(SIGUSR1), ::testing::ExitedWithCode(138), "SIGUSR1: ending in order");
+}
+
+TEST(Signals, WhatWasThereBeforeIsBackAfterTheStage) {
+  TensorLoader<2> data{{torch::randn({6, 4}), torch::arange(6) % 3}, {.batch_size = 3}};
+  Trainer trainer{Net(), CrossEntropy{}, AdamW{}, none, Identity{}, callbacks(), Options{.max_epochs = 1}, barebones};
+  trainer.fit(data);
+  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) {
+    struct sigaction now{};
+    ::sigaction(signal, nullptr, &now);
+    EXPECT_EQ(now.sa_handler, SIG_DFL) << signal;
+  }
 }
 
 }  // namespace
