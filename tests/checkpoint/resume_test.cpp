@@ -6,6 +6,7 @@
 #include <fulmen/callbacks/model_checkpoint.hpp>
 #include <fulmen/callbacks/weight_averaging.hpp>
 #include <fulmen/criteria/classification.hpp>
+#include <fulmen/data/combined_loader.hpp>
 #include <fulmen/data/prefetch.hpp>
 #include <fulmen/data/tensor_loader.hpp>
 #include <fulmen/optim/adam.hpp>
@@ -150,6 +151,15 @@ struct ByHand : Net {
     }
   }
   void validation_step(auto& ctx, auto& batch) { ctx.log("val/loss", loss(batch)); }
+};
+
+/// A batch of each of two loaders.
+struct OnBoth : Automatic {
+  torch::Tensor training_step(auto& ctx, auto& batch) {
+    const torch::Tensor loss = this->loss(std::get<0>(batch)) + this->loss(std::get<1>(batch));
+    ctx.log("train/loss", loss, {.on_step = true, .on_epoch = true});
+    return loss;
+  }
 };
 
 // ---- Loaders
@@ -381,7 +391,7 @@ TEST(Resume, SchedulerByStepEarlyStoppingAndAnAverageOfTheWeights) {
       [](auto& trainer, const Config& c, const StageArguments& arguments) {
         trainer.fit(Pairs({images(), labels()}, c.train), Pairs({images(), labels()}, in_order), arguments);
       },
-      true)(40);
+      true)(150);
 }
 
 TEST(Resume, SchedulerThatFollowsAValueAndALoaderWithoutSize) {
@@ -394,7 +404,7 @@ TEST(Resume, SchedulerThatFollowsAValueAndALoaderWithoutSize) {
         trainer.fit(Unsized{Pairs({images(), labels()}, c.train)}, std::tuple{Pairs({images(), labels()}, in_order), Pairs({images(), labels()}, c.train)},
                     arguments);
       },
-      false)(30);
+      false)(120);
 }
 
 TEST(Resume, OptimizersSteppedByHandAndPrefetching) {
@@ -405,7 +415,7 @@ TEST(Resume, OptimizersSteppedByHandAndPrefetching) {
       [](auto& trainer, const Config& c, const StageArguments& arguments) {
         trainer.fit(prefetch(Pairs({images(), labels()}, c.train)), Pairs({images(), labels()}, in_order), arguments);
       },
-      true)(25);
+      true)(100);
 }
 
 TEST(Resume, DataModuleWithAState) {
@@ -417,7 +427,7 @@ TEST(Resume, DataModuleWithAState) {
         Data data{Pairs({images(), labels()}, c.train), Pairs({images(), labels()}, in_order)};
         trainer.fit(data, arguments);
       },
-      true, true)(25);
+      true, true)(100);
 }
 
 TEST(Resume, LoaderWithAState) {
@@ -430,7 +440,19 @@ TEST(Resume, LoaderWithAState) {
       [](auto& trainer, const Config&, const StageArguments& arguments) {
         trainer.fit(Stream{}, Pairs({images(), labels()}, in_order), arguments);
       },
-      true, true)(25);
+      true, true)(100);
+}
+
+TEST(Resume, CombinedLoadersOfWhichOneBeginsAgainInMidEpoch) {
+  Experiment(
+      [](const Config& c, Killer killer, MemoryLogger logger) { return make_trainer<OnBoth>(c, AdamW{.lr = 0.02}, none, logger, killer); },
+      [](auto& trainer, const Config& c, const StageArguments& arguments) {
+        const torch::Tensor some = torch::arange(0, 23, 3);
+        trainer.fit(combined(CombineMode::max_size_cycle, Pairs({images(), labels()}, c.train),
+                             Pairs({images().index_select(0, some), labels().index_select(0, some)}, {.batch_size = 3, .shuffle = true})),
+                    Pairs({images(), labels()}, in_order), arguments);
+      },
+      true, true)(100);
 }
 
 }  // namespace

@@ -299,6 +299,22 @@ class CombinedLoader {
     loaded_.reset();
     if (begun) loaded_ = state;
   }
+  /// The epoch of a loaded state is over, though batches may be left: the next begin() begins another.
+  void end_epoch() {
+    if (!loaded_) return;
+    const auto parts = std::exchange(loaded_, std::nullopt)->template get<std::vector<State>>("parts");
+    std::size_t i = 0;
+    const auto end = [&](auto& argument) {
+      const State& part = parts.at(i++);
+      auto& loader = detail::loader_of(argument, "combined");
+      if constexpr (detail::LoaderWithState<std::remove_reference_t<decltype(loader)>>) {
+        if (!part.get<bool>("begun")) return;
+        loader.load_state_dict(part.get<State>("position").template get<State>("loader"));
+        if constexpr (requires { loader.end_epoch(); }) loader.end_epoch();
+      }
+    };
+    std::apply([&](auto&... argument) { (end(argument), ...); }, loaders_);
+  }
 
   /// Whether one of the loaders shuffles, as far as they can tell.
   bool shuffles() {

@@ -56,6 +56,11 @@ class LoaderOf {
   {
     loader_->load_state_dict(state);
   }
+  void end_epoch()
+    requires requires(L& l) { l.end_epoch(); }
+  {
+    loader_->end_epoch();
+  }
   D& data_module() const { return *data_; }
 
  private:

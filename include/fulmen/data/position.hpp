@@ -21,7 +21,8 @@
 namespace fulmen::detail {
 
 /// A loader that knows where it is: state_dict() counts the batches that `*` was called for, and after load_state_dict() the
-/// next begin() goes on behind them; where they were an epoch's last, it begins the next one.
+/// next begin() goes on behind them; where they were an epoch's last, it begins the next one. If it has end_epoch(), that is
+/// called after load_state_dict() where the epoch was over though batches of it were left (limit_train_batches, say).
 template <class L>
 concept LoaderWithState = requires(L& loader, const State& state) {
   { loader.state_dict() } -> std::convertible_to<State>;
@@ -42,11 +43,19 @@ class LoaderPosition {
  public:
   using Iterator = decltype(std::declval<L&>().begin());
 
-  /// The next walk is the one of this state.
-  void go_on(L& loader, const State& state) {
+  /// The next walk is the one of this state; or, if its epoch was over, the one that comes after it.
+  void go_on(L& loader, const State& state, bool in_epoch = true) {
     if constexpr (has_state) loader.load_state_dict(state.get<State>("loader"));
-    else generator_ = state.get<at::Tensor>("generator");
-    goes_on_ = true;
+    else if (in_epoch) generator_ = state.get<at::Tensor>("generator");
+    goes_on_ = has_state || in_epoch;
+    if (!in_epoch) end_epoch(loader);
+  }
+
+  /// The walk that was to go on is over, whether the loader has given all its batches or not.
+  void end_epoch([[maybe_unused]] L& loader) {
+    if constexpr (requires { loader.end_epoch(); }) {
+      if (goes_on_) loader.end_epoch();
+    }
   }
 
   /// Begins a walk, behind `taken` batches. One that goes on is the same walk again, and leaves the default generator as it is.

@@ -299,6 +299,11 @@ class PrefetchLoader {
     end_walk();
     range().load_state_dict(state);
   }
+  void end_epoch() requires requires(Range& r) { r.end_epoch(); }
+  {
+    end_walk();
+    range().end_epoch();
+  }
 
  private:
   std::shared_ptr<Walk> end_walk() {

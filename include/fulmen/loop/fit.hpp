@@ -285,7 +285,7 @@ template <class Ctx, class Source, class Val>
     return batch_idx + quiet;
   };
   LoaderPosition<Train> position;
-  if (const std::optional<State> state = std::exchange(ctx.loader_state(), std::nullopt)) position.go_on(train, *state);
+  if (const std::optional<State> state = std::exchange(ctx.loader_state(), std::nullopt)) position.go_on(train, *state, resumes);
   // For whoever saves a checkpoint.
   const auto where = [&] {
     source.note_state(ctx);
@@ -298,6 +298,7 @@ template <class Ctx, class Source, class Val>
     const bool was_last = limit ? batch_idx >= *limit : progress.last;
     const bool stepped = !automatic_optimization<M>() || batch_idx % ctx.accumulate_grad_batches() == 0 || was_last;
     more = after_batch(ctx, val, plan, batch_idx, stepped, was_last);
+    if (!more && !ctx.interrupted()) position.end_epoch(train);
   }
   if (more) {
     auto advance = measure<"train_dataloader_advance">(ctx);
