@@ -6,20 +6,10 @@ include("${CMAKE_CURRENT_LIST_DIR}/FulmenPip.cmake")
 option(FULMEN_PEERS "Install the Python peers of bench/step.py, a download of about 3 GB" OFF)
 
 function(fulmen_install_peers dir)
-  find_program(FULMEN_PYTHON NAMES python3 python DOC "Python 3 with pip, used to download from PyPI")
   message(STATUS "Python peers: installing torch, lightning, pytorch-ignite and accelerate from PyPI, a download of about 3 GB, "
     "6 GB on the disk")
-  # pip's scratch files go beside the result: /tmp may be too small.
-  file(MAKE_DIRECTORY "${dir}/.tmp")
-  execute_process(
-    COMMAND "${CMAKE_COMMAND}" -E env "TMPDIR=${dir}/.tmp" PIP_REQUIRE_VIRTUALENV=0
-      "${FULMEN_PYTHON}" -m pip install --disable-pip-version-check --no-cache-dir --target "${dir}"
-      "torch==${FULMEN_TORCH_VERSION}" lightning==2.6.6 pytorch-ignite==0.5.5 accelerate==1.15.0
-    RESULT_VARIABLE result)
-  if(NOT result EQUAL 0)
-    message(FATAL_ERROR "Python peers: '${FULMEN_PYTHON} -m pip install' could not install them. ${hint}")
-  endif()
-  file(REMOVE_RECURSE "${dir}/.tmp")
+  fulmen_pip_install("${dir}"
+    "torch==${FULMEN_TORCH_VERSION}" lightning==2.6.6 pytorch-ignite==0.5.5 accelerate==1.15.0)
 endfunction()
 
 if(FULMEN_PEERS)

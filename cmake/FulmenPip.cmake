@@ -28,6 +28,24 @@ function(fulmen_install_once name dir function hint)
   endif()
 endfunction()
 
+# fulmen_pip_install(<dir> <requirement>...)
+#
+# Has pip install Python packages with what they require into <dir>, for PYTHONPATH. Called by the functions that
+# fulmen_install_once calls.
+function(fulmen_pip_install dir)
+  find_program(FULMEN_PYTHON NAMES python3 python DOC "Python 3 with pip, used to download from PyPI")
+  # pip's scratch files go beside the result: /tmp may be too small.
+  file(MAKE_DIRECTORY "${dir}/.tmp")
+  execute_process(
+    COMMAND "${CMAKE_COMMAND}" -E env "TMPDIR=${dir}/.tmp" PIP_REQUIRE_VIRTUALENV=0
+      "${FULMEN_PYTHON}" -m pip install --disable-pip-version-check --no-cache-dir --target "${dir}" ${ARGN}
+    RESULT_VARIABLE result)
+  if(NOT result EQUAL 0)
+    message(FATAL_ERROR "${name}: '${FULMEN_PYTHON} -m pip install' could not install them. ${hint}")
+  endif()
+  file(REMOVE_RECURSE "${dir}/.tmp")
+endfunction()
+
 # fulmen_pip_unpack(<dir> REQUIREMENTS <line>... [PATTERNS <glob>...] [DEPENDENCIES] [SOURCE])
 #
 # Downloads what the requirement lines name (pip's syntax; a line may carry --hash) and unpacks what matches the

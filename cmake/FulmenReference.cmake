@@ -9,18 +9,9 @@ set(FULMEN_REFERENCE_PYTHON "" CACHE FILEPATH "A Python with them, in place of F
 function(fulmen_install_reference dir)
   message(STATUS "Python references: installing torch, lightning, safetensors, tensorboard, mlflow and wandb from PyPI, a download of "
     "about 3 GB, 7 GB on the disk")
-  # pip's scratch files go beside the result: /tmp may be too small.
-  file(MAKE_DIRECTORY "${dir}/.tmp")
-  execute_process(
-    COMMAND "${CMAKE_COMMAND}" -E env "TMPDIR=${dir}/.tmp" PIP_REQUIRE_VIRTUALENV=0
-      "${FULMEN_PYTHON}" -m pip install --disable-pip-version-check --no-cache-dir --target "${dir}"
-      "torch==${FULMEN_TORCH_VERSION}" lightning==2.6.6 pytorch-lightning==2.6.6 safetensors==0.8.0 lion-pytorch==0.2.5
-      tensorboard==2.21.0 pillow mlflow-skinny wandb
-    RESULT_VARIABLE result)
-  if(NOT result EQUAL 0)
-    message(FATAL_ERROR "Python references: '${FULMEN_PYTHON} -m pip install' could not install them. ${hint}")
-  endif()
-  file(REMOVE_RECURSE "${dir}/.tmp")
+  fulmen_pip_install("${dir}"
+    "torch==${FULMEN_TORCH_VERSION}" lightning==2.6.6 pytorch-lightning==2.6.6 safetensors==0.8.0 lion-pytorch==0.2.5
+    tensorboard==2.21.0 pillow mlflow-skinny wandb)
 endfunction()
 
 set(fulmen_reference_python "${FULMEN_REFERENCE_PYTHON}")
