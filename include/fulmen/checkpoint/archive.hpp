@@ -87,6 +87,23 @@ inline std::string printable(std::string text) {
   return text;
 }
 
+// What read() gives. Error: std::runtime_error "cannot read <kind> '<path>': <why>", in one line whatever it was.
+template <class Read>
+auto reading(const char* kind, const std::filesystem::path& path, Read&& read) {
+  const at::NoGradGuard no_grad;
+  std::string reason;
+  try {
+    return read();
+  } catch (const c10::Error& error) {
+    reason = one_line(error);
+  } catch (const std::bad_alloc&) {
+    reason = "out of memory";
+  } catch (const std::exception& error) {
+    reason = error.what();
+  }
+  throw std::runtime_error("cannot read " + std::string(kind) + " '" + path.string() + "': " + printable(reason));
+}
+
 // Decides what is written of each tensor's storage. It finds the tensors of a value, refuses what a
 // checkpoint cannot hold, and then places them.
 //
@@ -395,18 +412,7 @@ FULMEN_INLINE void write(const std::filesystem::path& path, const c10::IValue& v
 }
 
 FULMEN_INLINE c10::IValue read(const std::filesystem::path& path) {
-  const at::NoGradGuard no_grad;
-  std::string reason;
-  try {
-    return detail::read_archive(path);
-  } catch (const c10::Error& error) {
-    reason = detail::one_line(error);
-  } catch (const std::bad_alloc&) {
-    reason = "out of memory";
-  } catch (const std::exception& error) {
-    reason = error.what();
-  }
-  throw std::runtime_error("cannot read checkpoint '" + path.string() + "': " + detail::printable(reason));
+  return detail::reading("checkpoint", path, [&] { return detail::read_archive(path); });
 }
 #endif
 

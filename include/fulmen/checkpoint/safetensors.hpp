@@ -614,19 +614,7 @@ FULMEN_INLINE void write_safetensors(const std::filesystem::path& path, const to
 }
 
 FULMEN_INLINE Safetensors read_safetensors(const std::filesystem::path& path) {
-  const at::NoGradGuard no_grad;
-  std::string reason;
-  try {
-    return detail::read_safetensors_file(path);
-  } catch (const c10::Error& error) {
-    reason = detail::one_line(error);
-  } catch (const std::bad_alloc&) {
-    reason = "out of memory";
-  } catch (const std::exception& error) {
-    reason = error.what();
-  }
-  throw std::runtime_error("cannot read safetensors file '" + path.string() +
-                           "': " + detail::printable(reason));
+  return detail::reading("safetensors file", path, [&] { return detail::read_safetensors_file(path); });
 }
 #endif
 
