@@ -41,9 +41,11 @@ State gradients_state(const torch::nn::Module& module);
 void load_gradients(torch::nn::Module& module, const State& state);
 
 /// What is not in Lightning's checkpoints and makes a run go on to the same bits: where the epoch is, the generators, the logged
-/// values. And Lightning's `loops`, from which its Trainer goes on.
+/// values.
+State progress_state(Context& ctx);
+/// Lightning's `loops`, from which its Trainer goes on.
 /// @param steps_by_hand the module optimises by hand
-void collect_progress(Context& ctx, bool steps_by_hand, State& all);
+State loops_state(Context& ctx, bool steps_by_hand);
 /// Of a checkpoint of Lightning's there are only the `loops`: its order of batches and random numbers are Python's.
 void restore_progress(Context& ctx, const State& all);
 /// Whether the running epoch has gradients that the next step needs.
@@ -91,13 +93,12 @@ State collect_checkpoint(Ctx& ctx, bool weights_only = false) {
   all.set("epoch", ctx.epoch());
   all.set("global_step", ctx.global_step());
   all.set("state_dict", module_state(ctx.module()));
-  collect_progress(ctx, steps_by_hand, all);
+  State own;
+  if (!weights_only) all.set("fulmen", own = progress_state(ctx));
+  all.set("loops", loops_state(ctx, steps_by_hand));
   // Lightning gives them to the module's __init__ by their names.
   if (const std::optional<State> params = ctx.hyperparameters()) all.set("hparams_name", "kwargs").set("hyper_parameters", *params);
-  if (weights_only) {
-    all.erase("fulmen");
-    return all;
-  }
+  if (weights_only) return all;
   std::vector<State> optimizers, schedulers;
   if (ctx.bound()) {
     std::apply([&](auto&... o) { (optimizers.push_back(o.state_dict()), ...); }, ctx.optimizers());
@@ -109,7 +110,6 @@ State collect_checkpoint(Ctx& ctx, bool weights_only = false) {
   each_stateful(ctx, [&](auto& callback, const std::string& key) { callbacks.set(key, State(callback.state_dict())); });
   all.set("callbacks", callbacks);
   // The loader first: asking where it is brings the data module's state up to date.
-  State own = all.get<State>("fulmen");
   std::optional<State> loader = ctx.walk_state();
   // Between epochs only a loader with a state of its own has something to go on from.
   if (loader && !own.get<bool>("mid_epoch") && !loader->contains("loader")) loader.reset();
@@ -195,7 +195,7 @@ void load_weights_for_stage(Ctx& ctx, const std::filesystem::path& path) {
 }
 
 #if FULMEN_BODIES
-/// Where training is inside an epoch, as seen from a hook.
+/// Where training is inside an epoch, as seen from a hook. The batches done up to there are counted then.
 struct PlaceInEpoch {
   bool mid_epoch;
   std::int64_t done = 0;                  // batches of the running epoch
@@ -212,6 +212,7 @@ struct PlaceInEpoch {
       done = progress.done;
       logged = progress.logged_at == done, validated = progress.validated_at == done;
     }
+    tell_progress(ctx, done);
   }
 };
 
@@ -221,10 +222,9 @@ FULMEN_INLINE bool holds_gradients(Context& ctx, bool steps_by_hand) {
   return place.mid_epoch && place.done % ctx.accumulate_grad_batches() != 0;
 }
 
-FULMEN_INLINE void collect_progress(Context& ctx, bool steps_by_hand, State& all) {
+FULMEN_INLINE State progress_state(Context& ctx) {
   const EpochProgress& progress = LoopAccess::progress(ctx);
   const PlaceInEpoch place(ctx);
-  if (place.mid_epoch) tell_progress(ctx, place.done);
   State own("a run's progress");
   own.set("epochs_completed", ctx.epochs_completed());
   own.set("training", LoopAccess::training(ctx)).set("mid_epoch", place.mid_epoch);
@@ -239,9 +239,13 @@ FULMEN_INLINE void collect_progress(Context& ctx, bool steps_by_hand, State& all
   own.set("rng_state", progress.validation_generator.defined() ? progress.validation_generator : generator_state());
   own.set("gpu_rng_states", gpu_generator_states());
   own.set("metrics", ctx.metrics().state_dict());
-  all.set("fulmen", own);
+  return own;
+}
 
-  // Lightning's, whose counters tell a restart what was under way.
+FULMEN_INLINE State loops_state(Context& ctx, bool steps_by_hand) {
+  const EpochProgress& progress = LoopAccess::progress(ctx);
+  const PlaceInEpoch place(ctx);
+  // Their counters tell a restart what was under way.
   const auto counts = [](std::int64_t ready, std::int64_t started, std::int64_t processed, std::int64_t completed) {
     return State().set("ready", ready).set("started", started).set("processed", processed).set("completed", completed);
   };
@@ -282,7 +286,7 @@ FULMEN_INLINE void collect_progress(Context& ctx, bool steps_by_hand, State& all
   for (const char* loop : {"validate_loop", "test_loop", "predict_loop"}) {
     loops.set(loop, State().set("state_dict", State()).set("batch_progress", none));
   }
-  all.set("loops", loops);
+  return loops;
 }
 
 FULMEN_INLINE void restore_progress(Context& ctx, const State& all) {
