@@ -28,12 +28,16 @@ import threading
 import callgrind
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODELS = {"micro": "MLP 4-8-2, batch 8", "mlp": "MLP 784-64-10, batch 64", "cnn": "2 convolutions on 28x28, batch 32",
+MODELS = {"micro": "MLP 4-8-2, batch 8", "mlp": "MLP 784-64-10, batch 64",
+          "mlp256": "MLP 784-256-256-10, batch 64", "cnn": "2 convolutions on 28x28, batch 32",
           "transformer": "2 blocks of 32 channels, 16 tokens, batch 16"}
 # Name of a peer: what the program calls it, whether its output goes to a terminal.
 PEERS = {
     "fulmen": ("fulmen", False),
     "fulmen terminal": ("fulmen", True),
+    "composed": ("composed", False),
+    "composed barebones": ("composed-barebones", False),
+    "composed by hand": ("hand", False),
     "fulmen barebones": ("barebones", False),
     "expert": ("expert", False),
     "plain": ("plain", False),
@@ -46,7 +50,7 @@ PEERS = {
     "ignite": ("ignite", False),
     "accelerate": ("accelerate", False),
 }
-CPP = {"fulmen", "barebones", "expert", "plain"}
+CPP = {"fulmen", "barebones", "composed", "composed-barebones", "hand", "expert", "plain"}
 SAME_LOSS = 1e-5  # relative
 
 
@@ -185,7 +189,7 @@ def count(args, names, models):
         found = {name: instructions(args, PEERS[name][0], model) for name in names}
         print(f"{model:24}" + "".join(f"{found[name]:20,.0f}{found[name] / found['expert']:10.4f}" for name in names), flush=True)
         rows += [{"model": model, "peer": name, "instructions_a_step": found[name]} for name in names]
-        too_many |= any(found[name] > args.at_most * found["expert"] for name in names if name.startswith("fulmen"))
+        too_many |= any(found[name] > args.at_most * found["expert"] for name in names if name.startswith("fulmen") or name in ("composed", "composed barebones"))
     if too_many:
         sys.exit(f"fulmen takes more than {args.at_most} times the instructions of the expert's loop")
     return rows

@@ -18,6 +18,8 @@ import callgrind
 
 # The first that matches a function's name decides.
 PARTS = [
+    ("kernels", r"fulmen::nn::(kernels::)?detail::(cascade_sum|sum_rows_of|relu_of|relu_backward_of|softmax_loop|.*[Ll]oop)"),
+    ("rules of the layers", r"fulmen::nn::"),
     ("loop", r"fulmen::(?!detail::BoundElementwise|simd::|Adam|SGD)"),
     ("optimizer", r"fulmen::detail::BoundElementwise|fulmen::(simd::|Adam|SGD)|fused_adam|torch::optim"),
     ("memory", r"malloc|calloc|\bfree\b|_int_|memalign|operator (new|delete)|alloc_cpu|free_cpu|CPUAllocator|sysmalloc|unlink_chunk"),
@@ -57,7 +59,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bench", default="build/bench/bench/step_bench", help="the program step_bench")
     parser.add_argument("--models", default="micro,mlp")
-    parser.add_argument("--peers", default="plain,expert,fulmen")
+    parser.add_argument("--peers", default="plain,expert,fulmen,composed,hand")
     args = parser.parse_args()
     if not pathlib.Path(args.bench).exists():
         sys.exit(f"{args.bench} does not exist: build it with cmake --workflow --preset bench, or name it with --bench")
@@ -65,7 +67,7 @@ def main():
         peers = args.peers.split(",")
         columns = {peer: profile(args.bench, peer, model) for peer in peers}
         print(f"{model}: instructions a step, in thousands\n{'':24}" + "".join(f"{peer:>16}" for peer in peers))
-        parts = [part for part, _ in PARTS] + ["other"]
+        parts = list(dict.fromkeys([part for part, _ in PARTS] + ["other"]))
         for part in sorted(parts, key=lambda part: -columns[peers[0]].get(part, 0)):
             cells = [columns[peer].get(part, 0) for peer in peers]
             print(f"{part:24}" + "".join(f"{cell / 1000:8.1f} {100 * cell / sum(columns[peer].values()):5.1f} %" for peer, cell in zip(peers, cells)))

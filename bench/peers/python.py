@@ -35,6 +35,17 @@ class Mlp(nn.Module):
         return self.fc2(F.relu(self.fc1(x)))
 
 
+class Mlp256(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(784, 256)
+        self.fc2 = nn.Linear(256, 256)
+        self.fc3 = nn.Linear(256, 10)
+
+    def forward(self, x):
+        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
+
+
 class Cnn(nn.Module):
     def __init__(self):
         super().__init__()
@@ -79,7 +90,7 @@ class Transformer(nn.Module):
         return self.head(self.norm(self.block2(self.block1(self.embed(x) + self.position))).mean(1))
 
 
-MODELS = {"micro": lambda: Mlp(4, 8, 2), "mlp": lambda: Mlp(784, 64, 10), "cnn": Cnn, "transformer": Transformer}
+MODELS = {"micro": lambda: Mlp(4, 8, 2), "mlp": lambda: Mlp(784, 64, 10), "mlp256": Mlp256, "cnn": Cnn, "transformer": Transformer}
 
 
 class Plain:

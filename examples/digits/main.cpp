@@ -1,16 +1,11 @@
 // Trains a small convolutional network on handwritten digits, tests it, and draws some predictions in the terminal.
+// Its layers are of known types, so its backward pass is composed at compile time (docs/composed.md); --autograd trains without that.
 #include <fulmen/fulmen.hpp>
 #include <fulmen/terminal/image.hpp>
 #include <fulmen/terminal/terminal.hpp>
 
-#include <torch/nn/modules/batchnorm.h>
-#include <torch/nn/modules/conv.h>
-#include <torch/nn/modules/dropout.h>
-#include <torch/nn/modules/linear.h>
-
 #include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/max_pool2d.h>
 
 #include <CLI/CLI.hpp>
 
@@ -21,38 +16,20 @@
 #include <numbers>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace {
 
-namespace nn = torch::nn;
-
 /// Three 3×3 convolutions with batch normalisation, pooled twice, and a linear layer: N×1×H×W images to N×10 logits.
-struct Net : nn::Module {
-  nn::Conv2d conv1{nullptr}, conv2{nullptr}, conv3{nullptr};
-  nn::BatchNorm2d bn1{nullptr}, bn2{nullptr}, bn3{nullptr};
-  nn::Dropout dropout{nullptr};
-  nn::Linear fc{nullptr};
-
-  Net(std::int64_t height, std::int64_t width) {
-    const auto conv = [](std::int64_t in, std::int64_t out) { return nn::Conv2d(nn::Conv2dOptions(in, out, 3).padding(1)); };
-    conv1 = register_module("conv1", conv(1, 32));
-    bn1 = register_module("bn1", nn::BatchNorm2d(32));
-    conv2 = register_module("conv2", conv(32, 32));
-    bn2 = register_module("bn2", nn::BatchNorm2d(32));
-    conv3 = register_module("conv3", conv(32, 64));
-    bn3 = register_module("bn3", nn::BatchNorm2d(64));
-    dropout = register_module("dropout", nn::Dropout(0.3));
-    fc = register_module("fc", nn::Linear(64 * (height / 4) * (width / 4), 10));
-  }
-
-  at::Tensor forward(const at::Tensor& images) {
-    at::Tensor x = bn1(conv1(images)).relu_();
-    x = at::max_pool2d(bn2(conv2(x)).relu_(), 2);
-    x = at::max_pool2d(bn3(conv3(x)).relu_(), 2);
-    return fc(dropout(x.flatten(1)));
-  }
-};
+auto make_net(std::int64_t height, std::int64_t width) {
+  using namespace fulmen::nn;
+  const auto conv = [](std::int64_t in, std::int64_t out) { return Conv2d(Conv2dOptions(in, out, 3).padding(1)); };
+  return Sequential{named<"conv1">(conv(1, 32)),  named<"bn1">(BatchNorm2d(32)), ReLU(),
+                    named<"conv2">(conv(32, 32)), named<"bn2">(BatchNorm2d(32)), ReLU(), MaxPool2d(2),
+                    named<"conv3">(conv(32, 64)), named<"bn3">(BatchNorm2d(64)), ReLU(), MaxPool2d(2),
+                    Flatten(),                    Dropout(0.3),                  named<"fc">(Linear(64 * (height / 4) * (width / 4), 10))};
+}
 
 /// Images N×1×H×W from 0 to 1, and labels.
 struct Set {
@@ -136,7 +113,8 @@ int main(int argc, char** argv) try {
   app.add_option("--runs", options.default_root_dir, "where the run's folder is made")->capture_default_str();
   app.add_option("--load", load, "a checkpoint to go on from, or \"last\": the newest there is")
       ->check(CLI::ExistingFile | CLI::IsMember({"last"}));
-  bool plan = false;
+  bool plan = false, autograd = false;
+  app.add_flag("--autograd", autograd, "get gradients by autograd's graph, not by the composed backward pass");
   app.add_flag("--plan", plan, "print which steps and hooks run, and who answers them; then stop");
   CLI11_PARSE(app, argc, argv);
 
@@ -149,27 +127,32 @@ int main(int argc, char** argv) try {
     return lr * 0.5 * (1 + std::cos(std::numbers::pi * static_cast<double>(epoch) / static_cast<double>(n)));
   };
 
-  fulmen::Trainer trainer{Net{images.size(2), images.size(3)},
-                          fulmen::CrossEntropy{},
-                          fulmen::AdamW{.lr = lr},
-                          fulmen::Schedule{cosine},
-                          fulmen::Identity{},
-                          fulmen::callbacks(fulmen::MetricMonitor{fulmen::Accuracy{}}),
-                          options};
-  if (plan) {
-    std::fputs(fulmen::to_string(trainer.plan()).c_str(), stdout);
-    return 0;
-  }
+  const auto run = [&](auto runtime) {
+    fulmen::Trainer trainer{make_net(images.size(2), images.size(3)),
+                            fulmen::CrossEntropy{},
+                            fulmen::AdamW{.lr = lr},
+                            fulmen::Schedule{cosine},
+                            fulmen::Identity{},
+                            fulmen::callbacks(fulmen::MetricMonitor{fulmen::Accuracy{}}),
+                            options,
+                            std::move(runtime)};
+    if (plan) {
+      std::fputs(fulmen::to_string(trainer.plan()).c_str(), stdout);
+      return;
+    }
 
-  fulmen::TensorLoader train{{images, data.train.labels}, {.batch_size = batch_size, .shuffle = true}};
-  fulmen::TensorLoader val{{data.val.images, data.val.labels}, {.batch_size = 256}};
-  fulmen::TensorLoader test{{data.test.images, data.test.labels}, {.batch_size = 256}};
+    fulmen::TensorLoader train{{images, data.train.labels}, {.batch_size = batch_size, .shuffle = true}};
+    fulmen::TensorLoader val{{data.val.images, data.val.labels}, {.batch_size = 256}};
+    fulmen::TensorLoader test{{data.test.images, data.test.labels}, {.batch_size = 256}};
 
-  trainer.fit(train, val, {.ckpt_path = load});
-  trainer.test(test);
+    trainer.fit(train, val, {.ckpt_path = load});
+    trainer.test(test);
 
-  const Set some = data.test.slice(0, 8);
-  for (const at::Tensor& logits : trainer.predict(some.images)) draw(some.images, logits.argmax(1), some.labels);
+    const Set some = data.test.slice(0, 8);
+    for (const at::Tensor& logits : trainer.predict(some.images)) draw(some.images, logits.argmax(1), some.labels);
+  };
+  if (autograd) run(fulmen::DefaultRuntime{}.with_gradients(fulmen::Autograd{}));
+  else run(fulmen::DefaultRuntime{});
 } catch (const std::exception& error) {
   std::fprintf(stderr, "digits: %s\n", error.what());
   return 1;

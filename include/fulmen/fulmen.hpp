@@ -36,7 +36,7 @@
 #include <fulmen/loop/result.hpp>
 #include <fulmen/memory.hpp>
 #include <fulmen/metrics/accuracy.hpp>
-#include <fulmen/nn/sequential.hpp>
+#include <fulmen/nn/nn.hpp>
 #include <fulmen/optim/adadelta.hpp>
 #include <fulmen/optim/adafactor.hpp>
 #include <fulmen/optim/adagrad.hpp>
@@ -44,6 +44,7 @@
 #include <fulmen/optim/adamax.hpp>
 #include <fulmen/optim/asgd.hpp>
 #include <fulmen/optim/averaged_model.hpp>
+#include <fulmen/optim/flat.hpp>
 #include <fulmen/optim/lbfgs.hpp>
 #include <fulmen/optim/lion.hpp>
 #include <fulmen/optim/muon.hpp>

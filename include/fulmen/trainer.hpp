@@ -3,6 +3,7 @@
 //   fit               loop/fit.hpp        epochs, batches, backward, optimizer step
 //   validate, test    loop/evaluate.hpp   one pass in eval mode without gradients
 //   predict           loop/evaluate.hpp   the same, and keeps what the steps return
+//   gradients         loop/gradients.hpp  by autograd, or composed from the rules of the module's layers (nn/rule.hpp)
 //   steps             loop/steps.hpp      a module's own steps, or those made of forward, criterion and predictor
 //   hooks             loop/hooks.hpp      the one list of steps and hooks; how a participant is found to answer one
 //   ctx               loop/context.hpp    what steps and hooks are given; loop/trainer_context.hpp: the rest of it
@@ -201,7 +202,9 @@ class Trainer {
                         predictor_fits = BatchPredictor<PredictorType>,
                         callbacks_fit = detail::are_callbacks<CallbacksType>,
                         runtime_fits = detail::RuntimePolicy<RuntimeType>,
-                        profiler_fits = detail::profiler_fits<RuntimeType>;
+                        profiler_fits = detail::profiler_fits<RuntimeType>,
+                        gradients_fit = std::is_same_v<detail::GradientPolicyOf<RuntimeType>, Composed> ||
+                                        std::is_same_v<detail::GradientPolicyOf<RuntimeType>, Autograd>;
   static_assert(module_fits,
                 "fulmen: a Trainer's first argument must be a module: a class derived from torch::nn::Module by value, a "
                 "std::shared_ptr to one, or a module holder");
@@ -223,8 +226,9 @@ class Trainer {
   static_assert(profiler_fits,
                 "fulmen: Runtime::profiler must be a profiler with start(action) and stop(action), which take a const "
                 "fulmen::Action& or a std::string_view, such as fulmen::SimpleProfiler{}");
+  static_assert(gradients_fit, "fulmen: a Runtime's gradient policy must be fulmen::Composed or fulmen::Autograd");
   static constexpr bool fits = module_fits && optimizer_fits && scheduler_fits && counts_fit && predictor_fits &&
-                               callbacks_fit && runtime_fits && profiler_fits;
+                               callbacks_fit && runtime_fits && profiler_fits && gradients_fit;
 
  public:
   using Context = std::conditional_t<fits,
@@ -319,7 +323,8 @@ class Trainer {
   /// Each stage, its steps and hooks in order, who answers each: constexpr data; to_string(plan()) is the table.
   static constexpr auto plan() {
     return []<class... C>(std::type_identity<std::tuple<C...>>) {
-      return detail::make_plan<C..., ModuleType>();
+      return detail::make_plan<C..., ModuleType>(detail::gradient_plan<ModuleType, CriterionType, detail::GradientPolicyOf<RuntimeType>, 1,
+                                                                       detail::n_targets<hooks::training_step, ModuleType>()>());
     }(std::type_identity<typename Context::Callbacks>{});
   }
 

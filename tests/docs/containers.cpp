@@ -46,6 +46,19 @@ int main() {
   fulmen::TensorLoader images{{at::rand({20, 8, 8}), at::randint(10, {20})}, {.batch_size = 10}};
   if (trainer.test(images).at("test/loss") <= 0) return 1;
 
+  {
+    using namespace fulmen::nn;
+    Sequential encoder{Residual{LayerNorm(LayerNormOptions({32})), SelfAttention(32, 4)},
+                       Residual{LayerNorm(LayerNormOptions({32})), Linear(32, 64), GELU(), Linear(64, 32)}};
+    Sequential paths{Branch{Linear(4, 8), Sequential{Linear(4, 8), Tanh()}}, Add(), Linear(8, 2)};
+    Sequential wide{Concat{-1, Linear(4, 3), Linear(4, 5)}, Linear(8, 2)};
+    Sequential deep{repeat<6>([] { return Residual{Linear(4, 4), ReLU()}; }), Linear(4, 2)};
+    if (encoder.forward(at::rand({2, 7, 32})).sizes() != at::IntArrayRef{2, 7, 32}) return 1;
+    for (const at::Tensor& out : {paths.forward(x), wide.forward(x), deep.forward(x)}) {
+      if (out.sizes() != at::IntArrayRef{3, 2}) return 1;
+    }
+  }
+
   const at::Tensor sums = Model{}.forward(x).sum(1);
   return at::allclose(sums, at::ones({3})) ? 0 : 1;
 }

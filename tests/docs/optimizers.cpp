@@ -100,10 +100,15 @@ int main() {
 
   const fulmen::TorchOptimizer<torch::optim::RMSprop, torch::optim::RMSpropOptions> adapted{{0.01}};
 
+  const auto in_one_piece = fulmen::flat(fulmen::AdamW{.lr = 1e-3});
+
   Adversaries module;
   bool ok = groups_of(grouped, module) == 2 && groups_of(std::get<0>(both), module) == 1 && groups_of(split, module) == 2;
   ok = learns("AdamW", fulmen::AdamW{.lr = 0.05}) && ok;
   ok = learns("param_groups", fulmen::param_groups(fulmen::SGD{.lr = 0.1}, fulmen::group(is_bias, fulmen::SGD{.lr = 0.2}))) && ok;
+  ok = groups_of(in_one_piece, module) == 1 && ok;
+  ok = learns("flat", fulmen::flat(fulmen::AdamW{.lr = 0.05})) && ok;
+  ok = learns("flat Signum", fulmen::flat(Signum{.lr = 0.005})) && ok;
   ok = learns("Signum", Signum{.lr = 0.005}) && ok;
   ok = learns("Normalized", Normalized{.lr = 0.005}) && ok;
   return ok && adamw.lr < sgd.lr && adapted.options.lr() == 0.01 ? 0 : 1;

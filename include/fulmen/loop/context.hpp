@@ -71,6 +71,9 @@ class Context {
   /// Samples in the running batch.
   std::int64_t batch_size() const { return batch_size_; }
   at::Device device() const { return device_; }
+  /// Bytes of activations and their gradients that are kept from step to step, where the step is composed (nn/composed_step.hpp):
+  /// those of the largest moment of the last step. 0 before the first, and by autograd, which gives its memory back.
+  std::int64_t activation_bytes() const { return activation_bytes_; }
 
   /// Logs a number or a one-element tensor under a literal name. Costs a look-up; a tensor is not waited for.
   /// With several loaders in an evaluation stage, each has its own value: name/dataloader_idx_N.
@@ -149,7 +152,7 @@ class Context {
   bool resumes_ = false;  // a checkpoint was loaded, and fit has not begun since
   int interrupted_ = 0;
   std::int64_t epoch_ = 0, global_step_ = 0, batch_idx_ = 0, batch_size_ = 1, dataloader_idx_ = 0, accumulate_ = 1, resumed_at_ = 0;
-  std::int64_t logged_steps_ = 0, total_batches_ = 0;
+  std::int64_t logged_steps_ = 0, total_batches_ = 0, activation_bytes_ = 0;
   detail::EpochProgress progress_;
   bool several_loaders_ = false;
   std::optional<std::int64_t> num_batches_;

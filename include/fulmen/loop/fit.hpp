@@ -4,6 +4,7 @@
 #include <fulmen/data/data_module.hpp>
 #include <fulmen/data/position.hpp>
 #include <fulmen/loop/evaluate.hpp>
+#include <fulmen/loop/gradients.hpp>
 #include <fulmen/optim/clip.hpp>
 #include <fulmen/seed.hpp>
 
@@ -18,24 +19,6 @@
 #include <vector>
 
 namespace fulmen::detail {
-
-/// The outputs of one training batch: the module's own training_step or the default one, then training_step_end.
-template <class Ctx, class Batch>
-decltype(auto) raw_training_step(Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
-  if constexpr (answers<hooks::training_step, typename Ctx::Module>) {
-    return call_step<hooks::training_step>(ctx.module(), ctx, batch, batch_idx);
-  } else {
-    return default_training_step(ctx, batch);
-  }
-}
-template <class Ctx, class Batch>
-auto training_step(Ctx& ctx, Batch& batch, std::int64_t batch_idx) {
-  if constexpr (std::is_void_v<decltype(raw_training_step(ctx, batch, batch_idx))>) {
-    return raw_training_step(ctx, batch, batch_idx);
-  } else {
-    return after_step<hooks::training_step_end>(ctx, raw_training_step(ctx, batch, batch_idx));
-  }
-}
 
 /// Whether the loop can do the optimizing of a module whose training_step returns `Outputs`. If not, says why: once.
 template <class Ctx, class Outputs>
@@ -56,7 +39,7 @@ enum class BatchResult : std::uint8_t { accumulated, stepped };
 
 /// Forward, backward and optimizer step of one batch; gives the outputs to on_train_batch_end, and to `use`.
 template <class Ctx, class Batch, class Use>
-BatchResult train_batch(Ctx& ctx, Batch& batch, std::int64_t batch_idx, bool last, Use&& use) {
+BatchResult train_batch(Ctx& ctx, Gradients<Ctx, Batch>& gradients, Batch& batch, std::int64_t batch_idx, bool last, Use&& use) {
   using M = typename Ctx::Module;
   auto measured = measure<"run_training_batch">(ctx);
   const auto end = [&](auto& outputs) {
@@ -88,8 +71,8 @@ BatchResult train_batch(Ctx& ctx, Batch& batch, std::int64_t batch_idx, bool las
     const bool last_of_step = accumulate == 1 || (batch_idx + 1) % accumulate == 0 || last;
     auto& optimizer = ctx.optimizer();
     std::optional<Outputs> outputs;
-    const auto gradients = [&]() -> at::Tensor {
-      outputs.emplace(training_step(ctx, batch, batch_idx));
+    const auto loss_and_gradients = [&]() -> at::Tensor {
+      outputs.emplace(gradients.step(ctx, batch, batch_idx));
       None nothing;
       take_result(ctx, *outputs, nothing);
       at::Tensor loss = loss_in(*outputs);
@@ -97,17 +80,14 @@ BatchResult train_batch(Ctx& ctx, Batch& batch, std::int64_t batch_idx, bool las
         ctx.template tell_all<hooks::on_before_zero_grad>(optimizer);
         ctx.template act<hooks::optimizer_zero_grad>([&] { optimizer.zero_grad(); }, optimizer);
       }
-      if (loss.defined()) [[likely]] {
-        if (accumulate == 1) ctx.backward(loss);
-        else ctx.backward(loss.div(static_cast<double>(accumulate)));
-      }
+      if (loss.defined()) [[likely]] gradients.backward(ctx, loss, accumulate);
       return loss;
     };
     if (last_of_step) {
       // What an optimizer runs, once or more often, to get gradients.
       auto closure = [&]() -> at::Tensor {
         const at::AutoGradMode grad(true);
-        at::Tensor loss = gradients();
+        at::Tensor loss = loss_and_gradients();
         ctx.template tell_all<hooks::on_before_optimizer_step>(optimizer);
         ctx.template act<hooks::configure_gradient_clipping>(
             [&] {
@@ -123,7 +103,7 @@ BatchResult train_batch(Ctx& ctx, Batch& batch, std::int64_t batch_idx, bool las
       if (!outputs) fail<std::logic_error>("optimizer_step did not run its closure: call optimizer.step(closure)");
       ctx.template advance_schedulers<Interval::step, false>(batch_idx);
     } else {
-      gradients();
+      loss_and_gradients();
       ++LoopAccess::progress(ctx).without_step;
     }
     // Before this epoch's validation, as in Lightning.
@@ -252,8 +232,8 @@ template <class Ctx, class Val>
 }
 
 /// Not inlined, so that its loop has the registers to itself, and a profile shows it.
-template <class Ctx, class Source, class Val>
-[[gnu::noinline]] void train_epoch(Ctx& ctx, Source& source, Val& val, const std::optional<std::chrono::steady_clock::time_point>& deadline) {
+template <class Ctx, class Batch, class Source, class Val>
+[[gnu::noinline]] void train_epoch(Ctx& ctx, Gradients<Ctx, Batch>& gradients, Source& source, Val& val, const std::optional<std::chrono::steady_clock::time_point>& deadline) {
   const Options& o = ctx.options();
   using M = typename Ctx::Module;
   auto& train = source.loader(ctx.epoch());
@@ -333,7 +313,7 @@ template <class Ctx, class Source, class Val>
         skipped = true;
         break;
       }
-      const bool stepped = train_batch(ctx, batch, batch_idx, last, use) == BatchResult::stepped;
+      const bool stepped = train_batch(ctx, gradients, batch, batch_idx, last, use) == BatchResult::stepped;
       ++batch_idx;
       tell_profiler<ProfilerStep>(ctx);
       if (batch_idx < due && !ctx.should_stop() && !InterruptScope::requested()) [[likely]] {
@@ -428,8 +408,10 @@ void fit(Ctx& ctx, Train& train, Val& val) {
     LoopAccess::resumed_at(ctx) = progress.done;
     ctx.template tell_all<hooks::on_train_start>();
     LoopAccess::resumed_at(ctx) = 0;
+    using Batch = BatchOf<std::remove_reference_t<decltype(train.loader(0))>>;
+    Gradients<Ctx, Batch> gradients(ctx);
     while (more()) {
-      train_epoch(ctx, train, val, deadline);
+      train_epoch(ctx, gradients, train, val, deadline);
       if (ctx.interrupted()) break;
       progress = {};
       LoopAccess::epoch_over(ctx) = false;

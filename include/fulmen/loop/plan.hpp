@@ -45,11 +45,21 @@ struct PlanRow {
   }
 };
 
+/// How fit gets the gradients of a batch: see loop/gradients.hpp.
+struct GradientPlan {
+  bool composed = false;     ///< else by autograd
+  std::string_view why{};    ///< why they are not composed
+  std::size_t rules = 0;     ///< layers with rules
+  std::size_t by_autograd = 0;         ///< layers without: autograd serves each by itself
+  bool criterion_by_autograd = false;  ///< likewise the criterion
+};
+
 /// All steps and hooks in the order in which they run, and all participants in the order in which they are asked.
 template <std::size_t Participants>
 struct Plan {
   std::array<std::string_view, Participants> participants;
   std::array<PlanRow<Participants>, hooks::count> rows;
+  GradientPlan gradients{};
 
   /// Whether anybody answers the hook. An unknown name is an error, at compile time where this is evaluated there.
   constexpr bool runs(std::string_view hook) const {
@@ -68,9 +78,9 @@ consteval PlanRow<sizeof...(P)> plan_row() {
 }
 
 template <class... P>
-consteval Plan<sizeof...(P)> make_plan() {
-  return []<class... Hook>(std::type_identity<std::tuple<Hook...>>) {
-    return Plan<sizeof...(P)>{{type_name<P>()...}, {plan_row<Hook, P...>()...}};
+consteval Plan<sizeof...(P)> make_plan(GradientPlan gradients = {}) {
+  return [&]<class... Hook>(std::type_identity<std::tuple<Hook...>>) {
+    return Plan<sizeof...(P)>{{type_name<P>()...}, {plan_row<Hook, P...>()...}, gradients};
   }(std::type_identity<hooks::List>{});
 }
 
@@ -81,7 +91,7 @@ struct PrintedRow {
   std::span<const bool> who;
 };
 /// The table behind to_string(plan): a stage a paragraph, a step or hook a line.
-std::string print_plan(std::span<const std::string_view> participants, std::span<const PrintedRow> rows);
+std::string print_plan(std::span<const std::string_view> participants, std::span<const PrintedRow> rows, const GradientPlan& gradients);
 
 }  // namespace detail
 
@@ -93,11 +103,12 @@ std::string to_string(const Plan<N>& plan) {
     const PlanRow<N>& row = plan.rows[i];
     rows[i] = {row.name, row.stages, row.who};
   }
-  return detail::print_plan(plan.participants, rows);
+  return detail::print_plan(plan.participants, rows, plan.gradients);
 }
 
 #if FULMEN_BODIES
-FULMEN_INLINE std::string detail::print_plan(std::span<const std::string_view> participants, std::span<const PrintedRow> rows) {
+FULMEN_INLINE std::string detail::print_plan(std::span<const std::string_view> participants, std::span<const PrintedRow> rows,
+                                             const GradientPlan& gradients) {
   const auto who_answers = [&](const PrintedRow& row) {
     std::string who;
     for (std::size_t p = 0; p < participants.size(); ++p) {
@@ -107,6 +118,14 @@ FULMEN_INLINE std::string detail::print_plan(std::span<const std::string_view> p
     if (who.empty() && row.name.ends_with("ing_step")) who = "default";
     if (who.empty() && (row.name == "validation_step" || row.name == "test_step" || row.name == "predict_step")) who = "default";
     return who;
+  };
+  const auto how = [&]() -> std::string {
+    if (!gradients.composed) return gradients.why.empty() ? "autograd" : "autograd: " + std::string(gradients.why);
+    const std::size_t layers = gradients.rules + gradients.by_autograd;
+    std::string text = "composed of " + std::to_string(layers) + (layers == 1 ? " layer" : " layers");
+    if (gradients.by_autograd > 0) text += ", " + std::to_string(gradients.by_autograd) + " of them by autograd";
+    if (gradients.criterion_by_autograd) text += "; the criterion by autograd";
+    return text;
   };
   std::string out;
   for (const Stage stage : {Stage::fit, Stage::validate, Stage::test, Stage::predict}) {
@@ -122,6 +141,7 @@ FULMEN_INLINE std::string detail::print_plan(std::span<const std::string_view> p
       out += who;
       out += '\n';
     }
+    if (stage == Stage::fit) out += "  gradients                   " + how() + "\n";
   }
   return out;
 }

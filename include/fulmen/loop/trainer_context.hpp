@@ -55,6 +55,7 @@ struct LoopAccess {
   static auto& accumulate(Context& c) { return c.accumulate_; }
   static auto& num_batches(Context& c) { return c.num_batches_; }
   static auto& device(Context& c) { return c.device_; }
+  static auto& activation_bytes(Context& c) { return c.activation_bytes_; }
 };
 
 /// Counts the batches done in this epoch into what the context tells. The loop does so only when somebody can look, since a
@@ -149,6 +150,19 @@ class LoopOptimizer : public Bound {
   Ctx* ctx_;
 };
 
+/// A Runtime of one's own need not name a gradient policy.
+template <class R>
+struct GradientPolicyIn {
+  using type = Composed;
+};
+template <class R>
+  requires requires { typename R::GradientPolicy; }
+struct GradientPolicyIn<R> {
+  using type = typename R::GradientPolicy;
+};
+template <class R>
+using GradientPolicyOf = typename GradientPolicyIn<R>::type;
+
 template <class Policies, class Ctx>
 struct BoundOptimizers;
 template <class... P, class Ctx>
@@ -205,6 +219,8 @@ class TrainerContext : public Context {
 
  public:
   using Module = ModuleType;
+  using Criterion = CriterionType;
+  using GradientPolicy = detail::GradientPolicyOf<RuntimeType>;
   using Callbacks = decltype(detail::all_callbacks(std::declval<CallbacksType>(),
                                                    std::declval<decltype(RuntimeType::defaults)>()));
   using Optimizers = typename detail::BoundOptimizers<OptimizerPolicies, TrainerContext>::type;
@@ -277,8 +293,13 @@ class TrainerContext : public Context {
 
   /// loss.backward() with its hooks around it: for modules that optimise by hand.
   void backward(const at::Tensor& loss) {
+    backward(loss, [&] { loss.backward(); });
+  }
+  /// The same, where `run()` makes the gradients.
+  template <class Run>
+  void backward(const at::Tensor& loss, Run&& run) {
     tell_all<hooks::on_before_backward>(loss);
-    act<hooks::backward>([&] { loss.backward(); }, loss);
+    act<hooks::backward>(run, loss);
     tell_all<hooks::on_after_backward>();
   }
 

@@ -4,6 +4,7 @@
 #include <fulmen/compiled.hpp>
 #include <fulmen/error.hpp>
 #include <fulmen/fixed_string.hpp>
+#include <fulmen/nn/rule.hpp>
 
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
@@ -141,6 +142,12 @@ template <class F, class... In>
   return callable(std::forward<In>(in)...);
 }
 
+template <class F, class... In>
+  requires(!Module<F> && !std::invocable<F&, In...> && requires(F& layer, In&&... in) { layer.forward(std::forward<In>(in)...); })
+[[gnu::always_inline]] inline decltype(auto) call(F& layer, In&&... in) {
+  return layer.forward(std::forward<In>(in)...);
+}
+
 template <class L, class... In>
 concept Takes = requires(L& layer, In&&... in) {
   call(layer, std::forward<In>(in)...);
@@ -243,7 +250,7 @@ std::shared_ptr<torch::nn::Module> copy_once(const torch::nn::Module& module,
 ///
 /// A layer is a module (a holder such as torch::nn::Linear, a std::shared_ptr, or a module by value, which is
 /// moved into one), or any callable, such as `[](const at::Tensor& x) { return x.flatten(1); }` or
-/// `&torch::relu`. Children are registered as "0", "1", ... or under the names of named<"…">(layer), so that
+/// `&torch::relu`, or a struct with forward (and backward: nn/rule.hpp). Children are registered as "0", "1", ... or under the names of named<"…">(layer), so that
 /// state_dict() of Python's nn.Sequential of the same layers fits (checkpoint/module_state.hpp). A callable
 /// has its index and registers nothing, as a module without parameters in Python.
 ///
@@ -320,6 +327,9 @@ class Sequential : public torch::nn::Module {
   }
 
  private:
+  template <class L, std::size_t N>
+  friend struct Rule;
+
   /// What a torch::nn::Cloneable that holds this does with the one in its copy.
   void clone_(torch::nn::Module& other, const std::optional<at::Device>& device) override {
     const auto* same = other.as<Sequential>();
@@ -388,3 +398,5 @@ FULMEN_INLINE std::shared_ptr<torch::nn::Module> copy_once(const torch::nn::Modu
 #endif
 
 }  // namespace fulmen::nn
+
+#include <fulmen/nn/chain.hpp>

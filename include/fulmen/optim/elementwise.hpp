@@ -5,6 +5,7 @@
 #include <fulmen/checkpoint/state.hpp>
 #include <fulmen/compiled.hpp>
 #include <fulmen/error.hpp>
+#include <fulmen/optim/flat_memory.hpp>
 #include <fulmen/optim/optimizer.hpp>
 #include <fulmen/optim/policy_state.hpp>
 #include <fulmen/optim/simd.hpp>
@@ -168,6 +169,9 @@ class BoundElementwise {
 
   void step();
 
+  /// Moves parameters and state into flat memory, where the update takes neighbours in one go: see flat().
+  void lay_flat();
+
   /// In the layout of Python's torch.optim: {"state": {index: {...}}, "param_groups": [{...}]}.
   State state_dict() const;
 
@@ -181,14 +185,18 @@ class BoundElementwise {
     Counters counters{};
     std::array<at::Tensor, slots> tensors;
     bool seen = false;  // had a gradient before
+    std::size_t segment = none;  // while it is active: that has its counters
   };
-  /// An active parameter, as the loops see it.
+  static constexpr std::size_t none = static_cast<std::size_t>(-1);
+  /// An active parameter, or several that lie side by side in flat memory, as the loops see it.
   struct Slice {
     void* param = nullptr;
     const void* grad = nullptr;
     std::array<void*, slots> state{};
     std::int64_t begin = 0, end = 0;    // its place among all elements of its segment
-    std::size_t index = 0;              // of the parameter
+    std::size_t index = 0, last = 0;    // of the parameter, or of the first and the last
+    bool flat = false;                  // in flat memory: all pointers stay
+    at::Tensor flat_grad{};             // then, and where updates are by lists: the gradient
     std::vector<std::int64_t> strides;  // of its state; empty: contiguous
   };
   /// Active parameters of one type and device with the same counters: they share the scalars of a step.
@@ -210,32 +218,51 @@ class BoundElementwise {
   }
 
   /// A parameter's counters; while it is active its segment has them.
-  Counters counters_of(std::size_t i) const {
-    for (const Segment& segment : segments_) {
-      for (std::size_t s = segment.begin; s < segment.end; ++s) {
-        if (slices_[s].index == i) return segment.counters;
-      }
+  const Counters& counters_of(std::size_t i) const {
+    return states_[i].segment == none ? states_[i].counters : segments_[states_[i].segment].counters;
+  }
+  /// Takes all counters from the segments, which are no longer those of the active parameters.
+  void end_segments() {
+    for (std::size_t i = 0; i < states_.size(); ++i) {
+      states_[i].counters = counters_of(i);
+      states_[i].segment = none;
     }
-    return states_[i].counters;
+    segments_.clear(), slices_.clear();
+  }
+
+  /// The state tensors of a parameter that becomes active.
+  void make_state(std::size_t i) {
+    const at::Tensor& p = lists_.params()[i];
+    ParameterState& s = states_[i];
+    s.seen = true;
+    const bool placed = flat_ && flat_->has_place(i) && flat_->fits(i, p);
+    for (std::size_t k = 0; k < slots; ++k) {
+      at::Tensor& state = s.tensors[k];
+      if (!state.defined() && !has_state(rule_, k)) continue;
+      if (state.defined() && (state.scalar_type() != p.scalar_type() || state.device() != p.device() ||
+                              state.numel() != p.numel())) {
+        fail_for_changed(i);
+      }
+      if (!placed) {
+        if (!state.defined()) state = at::full_like(p, initial_state(rule_, k));
+        continue;
+      }
+      at::Tensor& memory = flat_state_[flat_->memory_of(i)][k];
+      if (!memory.defined()) memory = flat_->memory(flat_->memory_of(i)).alike();
+      const at::Tensor place = FlatMemory::part(memory, flat_->place_of(i), p.sizes());
+      if (!state.defined())
+        place.fill_(initial_state(rule_, k));
+      else if (state.const_data_ptr() != place.const_data_ptr())
+        place.copy_(state);  // as it was loaded
+      state = place;
+    }
   }
 
   void regroup() {
     const at::NoGradGuard no_grad;
-    for (const Segment& segment : segments_) {
-      for (std::size_t s = segment.begin; s < segment.end; ++s)
-        states_[slices_[s].index].counters = segment.counters;
-    }
-    segments_.clear(), slices_.clear();
-    present_ = present();
-    for (const std::size_t i : lists_.active()) {
-      const at::Tensor& p = lists_.params()[i];
-      ParameterState& s = states_[i];
-      for (std::size_t k = 0; k < slots; ++k) {
-        if (!s.tensors[k].defined() && has_state(rule_, k))
-          s.tensors[k] = at::full_like(p, initial_state(rule_, k));
-      }
-      s.seen = true;
-    }
+    end_segments();
+    present_ = unknown;
+    for (const std::size_t i : lists_.active()) make_state(i);
     std::vector<std::size_t> rest = lists_.active(), others;
     while (!rest.empty()) {
       const at::Tensor& first = lists_.params()[rest[0]];
@@ -244,28 +271,69 @@ class BoundElementwise {
       others.clear();
       for (const std::size_t i : rest) {
         const at::Tensor& p = lists_.params()[i];
-        const ParameterState& s = states_[i];
-        if (s.counters != segment.counters || p.scalar_type() != segment.dtype ||
+        if (states_[i].counters != segment.counters || p.scalar_type() != segment.dtype ||
             p.device() != segment.device) {
           others.push_back(i);
           continue;
         }
+        states_[i].segment = segments_.size();
+        if (flat_ && slices_.size() > segment.begin && flat_->adjacent(slices_.back().last, i)) {
+          Slice& run = slices_.back();
+          run.last = i;
+          run.end = elements = run.begin + flat_->place_of(i).end - flat_->place_of(run.index).begin;
+          continue;
+        }
         Slice slice;
-        slice.index = i, slice.begin = elements, slice.end = elements += p.numel();
-        for (std::size_t k = 0; k < slots; ++k) {
-          if (in_one_pass_ && s.tensors[k].defined()) slice.state[k] = s.tensors[k].mutable_data_ptr();
-          if (!in_one_pass_) segment.lists.state[k].push_back(s.tensors[k]);
-        }
-        if (!in_one_pass_) segment.lists.params.push_back(p);
-        if (const at::Tensor dense = p.is_non_overlapping_and_dense() ? p : at::empty_like(p);
-            !dense.is_contiguous()) {
-          slice.strides = dense.strides().vec();
-        }
+        slice.index = slice.last = i, slice.begin = elements, slice.end = elements += p.numel();
+        slice.flat = flat_ && flat_->in_place(i);
         slices_.push_back(std::move(slice));
       }
       segment.end = slices_.size();
+      for (std::size_t s = segment.begin; s < segment.end; ++s) {
+        if (slices_[s].flat)
+          point_into_flat(slices_[s], segment);
+        else
+          point_at_parameter(slices_[s], segment);
+      }
       segments_.push_back(std::move(segment));
       std::swap(rest, others);
+    }
+    present_ = present();
+  }
+
+  void point_at_parameter(Slice& slice, Segment& segment) {
+    const at::Tensor& p = lists_.params()[slice.index];
+    const ParameterState& s = states_[slice.index];
+    for (std::size_t k = 0; k < slots; ++k) {
+      if (in_one_pass_ && s.tensors[k].defined()) slice.state[k] = s.tensors[k].mutable_data_ptr();
+      if (!in_one_pass_) segment.lists.state[k].push_back(s.tensors[k]);
+    }
+    if (!in_one_pass_) segment.lists.params.push_back(p);
+    if (const at::Tensor dense = p.is_non_overlapping_and_dense() ? p : at::empty_like(p);
+        !dense.is_contiguous()) {
+      slice.strides = dense.strides().vec();
+    }
+  }
+
+  void point_into_flat(Slice& slice, Segment& segment) {
+    const std::size_t m = flat_->memory_of(slice.index);
+    FlatMemory& memory = flat_->memory(m);
+    const auto part = [&, begin = flat_->place_of(slice.index).begin](const at::Tensor& all) {
+      return all.defined() ? all.narrow(0, begin, slice.end - slice.begin) : at::Tensor();
+    };
+    const at::Tensor params = part(memory.parameters()), grads = part(memory.gradient());
+    for (std::size_t k = 0; k < slots; ++k) {
+      const at::Tensor state = part(flat_state_[m][k]);
+      if (!in_one_pass_)
+        segment.lists.state[k].push_back(state);
+      else if (state.defined())
+        slice.state[k] = state.mutable_data_ptr();
+    }
+    if (in_one_pass_) {
+      slice.param = params.mutable_data_ptr(), slice.grad = grads.const_data_ptr();
+    } else {
+      segment.lists.params.push_back(params);
+      slice.flat_grad = grads;
     }
   }
 
@@ -283,6 +351,7 @@ class BoundElementwise {
   void step_in_one_pass() {
     for (const Segment& segment : segments_) {
       for (std::size_t s = segment.begin; s < segment.end; ++s) {
+        if (slices_[s].flat) continue;
         const auto [param, grad] = dense(slices_[s], segment);
         slices_[s].param = param->mutable_data_ptr();
         slices_[s].grad = grad->const_data_ptr();
@@ -300,6 +369,11 @@ class BoundElementwise {
     finish();
   }
 
+  [[noreturn, gnu::cold]] void fail_for_changed(std::size_t i) const {
+    fail("parameter '{}' was given another type, device, shape or layout after the optimizer was bound to it",
+         lists_.name(i));
+  }
+
   /// A parameter and its gradient as the kernels can walk them: in the layout of the parameter's state.
   std::pair<const at::Tensor*, const at::Tensor*> dense(const Slice& slice, const Segment& segment) {
     const at::Tensor* p = &lists_.params()[slice.index];
@@ -309,10 +383,7 @@ class BoundElementwise {
     if (p->scalar_type() != segment.dtype || p->device() != segment.device ||
         p->numel() != slice.end - slice.begin ||
         !(slice.strides.empty() ? p->is_contiguous() : p->strides() == slice.strides)) [[unlikely]] {
-      fail(
-          "parameter '{}' was given another type, device, shape or layout after the optimizer was bound to "
-          "it",
-          lists_.name(slice.index));
+      fail_for_changed(slice.index);
     }
     if (g->layout() != at::kStrided || g->scalar_type() != segment.dtype || g->device() != segment.device ||
         g->is_neg() || g->numel() != p->numel() ||
@@ -409,6 +480,10 @@ class BoundElementwise {
     for (Segment& segment : segments_) {
       segment.lists.grads.clear();
       for (std::size_t s = segment.begin; s < segment.end; ++s) {
+        if (slices_[s].flat) {
+          segment.lists.grads.push_back(slices_[s].flat_grad);
+          continue;
+        }
         const auto [param, grad] = dense(slices_[s], segment);
         segment.lists.grads.push_back(*grad);
         if (!copies_.empty()) [[unlikely]]
@@ -425,8 +500,11 @@ class BoundElementwise {
   Rule rule_;
   GradientLists lists_;
   std::vector<ParameterState> states_;  // by parameter
+  static constexpr std::size_t unknown = static_cast<std::size_t>(-1);
   std::size_t present_ = 0;             // a bit for each state tensor that the options ask for
   bool in_one_pass_ = true;
+  std::optional<FlatLayout> flat_;
+  std::vector<std::array<at::Tensor, slots>> flat_state_;  // by flat memory
   std::vector<Slice> slices_;        // of the active parameters, by segment
   std::vector<Segment> segments_;
   // Of one step:
@@ -460,7 +538,10 @@ BoundElementwise<Rule>::~BoundElementwise() = default;
 template <class Rule>
 FULMEN_INLINE void BoundElementwise<Rule>::step() {
   take_group();
-  if (!lists_.same_active() || present() != present_) [[unlikely]]
+  bool same = present() == present_;
+  if (flat_) same = flat_->gather(lists_.params()) && same;
+  if (!same || !flat_ || !flat_->all_in_place()) same = lists_.same_active() && same;
+  if (!same) [[unlikely]]
     regroup();
   copies_.clear(), converted_.clear();  // of a step that threw
   if constexpr (has_foreach) {
@@ -470,11 +551,20 @@ FULMEN_INLINE void BoundElementwise<Rule>::step() {
 }
 
 template <class Rule>
+FULMEN_INLINE void BoundElementwise<Rule>::lay_flat() {
+  end_segments();
+  present_ = unknown;
+  flat_.emplace(lists_.params());
+  // What there is of state moves when it is needed next.
+  flat_state_.assign(flat_->memories(), {});
+}
+
+template <class Rule>
 State BoundElementwise<Rule>::state_dict() const {
   State all;
   for (std::size_t i = 0; i < states_.size(); ++i) {
     if (!states_[i].seen) continue;
-    const Counters counters = counters_of(i);
+    const Counters& counters = counters_of(i);
     State one;
     for (std::size_t k = nameless ? 1 : 0; k < n_counters; ++k) {
       one.set(counter_names[k], at::scalar_tensor(counters[k], at::kFloat));
@@ -524,7 +614,7 @@ void BoundElementwise<Rule>::load_state_dict(const State& state) {
   group() = std::move(loaded_group);
   states_ = std::move(loaded);
   segments_.clear(), slices_.clear();
-  lists_.forget();
+  present_ = unknown;
 }
 
 }  // namespace detail

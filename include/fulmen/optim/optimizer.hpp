@@ -214,7 +214,7 @@ FULMEN_INLINE bool GradientLists::same_active() {
   bool same = true;
   std::size_t k = 0;
   for (std::size_t i = 0; i < params().size(); ++i) {
-    if (!params()[i].grad().defined()) continue;
+    if (!params()[i].unsafeGetTensorImpl()->grad().defined()) continue;
     if (same && k < active_.size() && active_[k] == i) [[likely]] {
       ++k;
       continue;
@@ -231,7 +231,7 @@ FULMEN_INLINE bool GradientLists::gather() {
   const bool same = same_active();
   grads_.clear();
   for (const std::size_t i : active_) {
-    const at::Tensor& grad = params()[i].grad();
+    const at::Tensor& grad = params()[i].unsafeGetTensorImpl()->grad();
     if (grad.is_sparse()) [[unlikely]] {
       forget();  // this step is not taken: the next one must look anew
       fail("parameter '{}' has a sparse gradient, expected a dense one", names_[i]);
