@@ -229,7 +229,7 @@ TEST(ComposedGradients, SumsOfCriteria) {
     torch::manual_seed(0);
     Trainer trainer{net,
                     sum,
-                    Adam{},
+                    SGD{.lr = 0.1},
                     none,
                     Identity{},
                     callbacks(Log{&values[which]}),
@@ -281,7 +281,7 @@ TEST(ComposedGradients, ACriterionOfOnesOwn) {
     };
     Trainer trainer{net,
                     criterion,
-                    Adam{},
+                    SGD{.lr = 0.1},
                     none,
                     Identity{},
                     callbacks(),

@@ -105,8 +105,8 @@ def equal(path, silent, validated, control):
 
 def no_rtti(control, *paths):
     # The library has no unnamed namespaces: what is in one is a test's own.
-    # A Sequential is a torch::nn::Module, whose class is virtual.
-    own = r"fulmen::(?!nn::Sequential<)(?!(\w+::)*\(anonymous namespace\))"
+    # The layers of fulmen::nn are torch::nn::Modules, whose class is virtual.
+    own = r"fulmen::(?!nn::[A-Z]|nn::detail::Combinator<)(?!(\w+::)*\(anonymous namespace\))"
     patterns = [f"vtable for {own}", f"typeinfo for {own}", f"typeinfo name for {own}"]
     missing = set(patterns) - found(patterns, defined_symbols(control)).keys()
     if missing:

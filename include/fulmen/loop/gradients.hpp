@@ -131,7 +131,7 @@ consteval bool composes() {
 }
 
 /// Composed, unless something at run time asks for a graph: autocast, anomaly detection, a hook on a
-/// parameter.
+/// parameter; another device than the CPU, on which the rules have not been tried.
 template <class Ctx, class Batch>
   requires(composes<Ctx, Batch>())
 class Gradients<Ctx, Batch> {
@@ -146,7 +146,7 @@ class Gradients<Ctx, Batch> {
   explicit Gradients(Ctx& ctx) : step_(ctx.module(), ctx.criterion()) {}
 
   Outputs step(Ctx& ctx, Batch& batch, std::int64_t) {
-    records_graph_ = ctx.options().detect_anomaly || step_.has_hooks() ||
+    records_graph_ = !ctx.device().is_cpu() || ctx.options().detect_anomaly || step_.has_hooks() ||
                      at::autocast::is_autocast_enabled(ctx.device().type());
     if (records_graph_) [[unlikely]]
       return default_training_step(ctx, batch);
