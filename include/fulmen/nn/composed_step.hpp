@@ -13,6 +13,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <tuple>
 #include <utility>
@@ -21,8 +22,6 @@
 #if FULMEN_BODIES
 #include <ATen/ops/full.h>
 #include <torch/csrc/autograd/variable.h>
-
-#include <memory>
 #endif
 
 namespace fulmen::nn {
@@ -36,13 +35,12 @@ class StepKey {
   void bind(const torch::nn::Module& module);
   /// @return whether all is as it was the last time
   bool same(std::span<const at::Tensor* const> tensors);
-  void forget() { last_.clear(); }
   /// Whether somebody wants to be called by autograd when a parameter gets its gradient.
   bool has_hooks() const;
-  std::int64_t gradient_bytes() const;
 
  private:
-  std::vector<const torch::nn::Module*> modules_;
+  const torch::nn::Module* root_ = nullptr;
+  std::vector<std::shared_ptr<torch::nn::Module>> children_;
   std::vector<at::Tensor> parameters_;
   std::vector<std::int64_t> now_, last_;
 };
@@ -94,7 +92,8 @@ class ComposedStep {
     loss_ = nullptr;
   }
 
-  /// Runs the criterion. @return a tensor that is this call's own, as is output()
+  /// Runs the criterion. @return a tensor that no later step changes, as is output(); both are let go of by
+  /// backward(), so that a copy is to be made of what is to stay
   const at::Tensor& loss() {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     Buffer& loss = LossRule::forward(criterion_, criterion_kept_, loss_pass());
@@ -134,8 +133,6 @@ class ComposedStep {
   /// The criterion's Kept: a sum's has the values of its parts.
   auto& criterion_kept() { return criterion_kept_; }
   bool has_hooks() const { return key_.has_hooks(); }
-  /// Plans anew.
-  void forget() { key_.forget(); }
 
  private:
   LossPass<outputs, T> loss_pass() { return {results_, targets_, workspace_}; }
@@ -166,11 +163,10 @@ class ComposedStep {
 namespace detail {
 
 FULMEN_INLINE void StepKey::bind(const torch::nn::Module& module) {
-  modules_.clear();
-  for (const auto& child : module.modules(/*include_self=*/false)) modules_.push_back(child.get());
-  modules_.push_back(&module);
+  root_ = &module;
+  children_ = module.modules(/*include_self=*/false);
   parameters_ = module.parameters();
-  forget();
+  last_.clear();
 }
 
 FULMEN_INLINE bool StepKey::same(std::span<const at::Tensor* const> tensors) {
@@ -187,7 +183,8 @@ FULMEN_INLINE bool StepKey::same(std::span<const at::Tensor* const> tensors) {
     bits = bits << 1 | bit;
     if (++count % 63 == 0) now_.push_back(bits), bits = 0;
   };
-  for (const torch::nn::Module* module : modules_) add(module->torch::nn::Module::is_training());
+  add(root_->torch::nn::Module::is_training());
+  for (const auto& child : children_) add(child->torch::nn::Module::is_training());
   for (const at::Tensor& parameter : parameters_) add(parameter.requires_grad());
   now_.push_back(bits);
   const bool same = now_ == last_;
@@ -203,14 +200,6 @@ FULMEN_INLINE bool StepKey::has_hooks() const {
       return true;
   }
   return false;
-}
-
-FULMEN_INLINE std::int64_t StepKey::gradient_bytes() const {
-  std::int64_t bytes = 0;
-  for (const at::Tensor& parameter : parameters_) {
-    if (parameter.requires_grad()) bytes += static_cast<std::int64_t>(parameter.nbytes());
-  }
-  return bytes;
 }
 
 FULMEN_INLINE const at::Tensor& seed_like(at::Tensor& kept, double& kept_value, double value,
